@@ -1,0 +1,412 @@
+"""The active-learning loop: query -> label -> train -> evaluate, round after round.
+
+Plain PyTorch. `run`, at the end, is the whole algorithm; Determined's trainer (model_def.py) calls
+the same three methods of `ActiveLearner` - `query`, `train_step`, `evaluate` - in the same order.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from data import ImageStore, channel_statistics, normalise
+from query_strategies import PoolScores, get_strategy, predictive_entropy
+from resnet_custom import ResNetCustom, dropout_masks
+from training.augmentation import Augmentation
+from training.hyperparameters import Hyperparameters
+from training.metrics import TrainingMeter, classification_metrics
+from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
+from training.precision import compute_dtype
+from training.ranks import Ranks
+from training.seeds import make_generator
+
+UNLABELLED = -1
+Bar = Callable[[Iterable[Any], str], Iterable[Any]]
+
+
+class LabeledPool:
+    """Which training images are labelled, since which round, and with what label.
+
+    Two int64 tensors of one entry per training image are the whole state of active learning:
+    `acquired_round` (-1: unlabelled) and `labels` (-1: unlabelled). Indices are always dataset
+    indices, positions in those tensors.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.acquired_round = torch.full((size,), UNLABELLED)
+        self.labels = torch.full((size,), UNLABELLED)
+
+    def add(self, indices: Tensor, labels: Tensor, round_: int) -> None:
+        """Record that `indices` (int64 [k]) were given `labels` (int64 [k]) in `round_`.
+
+        Raises:
+            ValueError: an index twice, out of range or labelled already.
+        """
+        if len(indices) != len(labels):
+            raise ValueError(f"{len(indices)} indices came with {len(labels)} labels")
+        if len(indices.unique()) != len(indices):
+            raise ValueError(f"round {round_} labels an image twice")
+        if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < len(self.labels):
+            raise ValueError(f"round {round_} labels an image outside the pool")
+        if (self.acquired_round[indices] != UNLABELLED).any():
+            raise ValueError(f"round {round_} labels an image that has a label")
+        self.acquired_round[indices] = round_
+        self.labels[indices] = labels
+
+    @property
+    def labelled(self) -> Tensor:
+        """Dataset indices of labelled images, ascending: int64 [m]."""
+        return (self.acquired_round != UNLABELLED).nonzero().squeeze(1)
+
+    @property
+    def unlabelled(self) -> Tensor:
+        """Dataset indices of unlabelled images, ascending: int64 [N - m]."""
+        return (self.acquired_round == UNLABELLED).nonzero().squeeze(1)
+
+    @property
+    def rounds(self) -> int:
+        """How many rounds have been queried so far."""
+        return int(self.acquired_round.max()) + 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Both tensors, copied."""
+        return {"acquired_round": self.acquired_round.clone(), "labels": self.labels.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take over what `state_dict` gave.
+
+        Raises:
+            ValueError: it is of a pool of another size.
+        """
+        if state["labels"].shape != self.labels.shape:
+            raise ValueError(
+                f"the checkpoint's pool has {len(state['labels'])} images, this one "
+                f"{len(self.labels)}; resume on the same data set"
+            )
+        self.acquired_round = state["acquired_round"].clone()
+        self.labels = state["labels"].clone()
+
+
+class SimulatedOracle:
+    """Stands in for the annotator: the only one who sees hidden labels (int64 [N])."""
+
+    def __init__(self, labels: Tensor) -> None:
+        self._labels = labels.cpu()
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        """Labels int64 [k] of the images at dataset `indices`."""
+        return self._labels[indices]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What one round asked the oracle, and what came of it."""
+
+    round: int
+    indices: Tensor  # int64 [k], dataset indices, as the strategy ordered them
+    labels: Tensor  # int64 [k], the oracle's answers
+    uncertainty: Tensor | None  # float32 [k], predictive entropy in nats; None: nothing was scored
+    candidates_uncertainty: float | None  # mean over all candidates, nats
+    seconds: float
+
+    def metrics(self, labelled: Tensor, class_names: tuple[str, ...]) -> dict[str, float]:
+        """Numbers for the report; `labelled` holds all labels given so far, int64 [m].
+
+        `class_imbalance` is the largest class among them over the smallest, counting an absent
+        class as one image.
+        """
+        totals = torch.bincount(labelled, minlength=len(class_names))
+        metrics: dict[str, float] = {
+            "round": self.round,
+            "query_size": len(self.indices),
+            "labeled_samples": len(labelled),
+            "query_seconds": self.seconds,
+            "class_imbalance": float(totals.max() / totals.min().clamp(min=1)),
+        }
+        if self.uncertainty is not None and self.candidates_uncertainty is not None:
+            metrics["uncertainty_queried"] = float(self.uncertainty.mean())
+            metrics["uncertainty_candidates"] = self.candidates_uncertainty
+        queried = torch.bincount(self.labels, minlength=len(class_names))
+        for name, count in zip(class_names, queried.tolist(), strict=True):
+            metrics[f"queried_{name}"] = count
+        return metrics
+
+
+class ActiveLearner:
+    """One trial: a network, a pool that grows, and the steps that make both better.
+
+    Everything random comes from `seed` and the number of the step or round, so that `state_dict`,
+    the weights and the optimizer's state are enough to go on exactly.
+
+    Args:
+        hyperparameters: of the trial.
+        train: the pool's images, on the device to train on. Its labels are not looked at.
+        oracle: gives labels for dataset indices.
+        seed: the trial's.
+        ranks: which data-parallel process this is; all else is the same on every one of them.
+        progress: wraps an iterable of scoring batches in a progress bar with a title.
+    """
+
+    def __init__(
+        self,
+        hyperparameters: Hyperparameters,
+        train: ImageStore,
+        oracle: SimulatedOracle,
+        seed: int,
+        ranks: Ranks = Ranks(),
+        progress: Bar = lambda iterable, title: iterable,
+    ) -> None:
+        hp = hyperparameters
+        self.hp = hp
+        self.pool = LabeledPool(len(train))
+        self.query_sizes = hp.query_sizes(len(train))
+        self.step = 0  # optimizer steps so far, over all rounds
+        self.device = train.images.device
+        self.meter = TrainingMeter(self.device)
+        self._train = train
+        self._oracle = oracle
+        self._seed = seed
+        self._ranks = ranks
+        self._progress = progress
+        self._strategy = get_strategy(hp.query_strategy, prefilter_factor=hp.prefilter_factor)
+        self._augmentation = Augmentation(
+            hp.flips_and_rotations, hp.crop_padding, hp.colour_jitter, hp.stain_jitter
+        )
+        self._mean, self._std = channel_statistics(train.images)
+        self.compute_dtype = compute_dtype(hp.precision, self.device)
+        self._planned_round = -1  # the round that `_batches` and `_targets` are for
+
+        self.network = self._fresh_network(0)
+        self.train_network: nn.Module = self.network  # data parallelism puts its wrapper here
+        self.optimizer = make_optimizer(self.network, hp.weight_decay)
+
+    @property
+    def round(self) -> int:
+        """The round that the next step belongs to, from 0."""
+        return self.step // self.hp.batches_per_round
+
+    @property
+    def query_due(self) -> bool:
+        """Whether the round's images have still to be chosen."""
+        return self.pool.rounds <= self.round
+
+    @property
+    def finished(self) -> bool:
+        """Whether rounds, budget or pool are used up."""
+        return self.round >= len(self.query_sizes)
+
+    # --- query and label -------------------------------------------------------------------
+
+    def query(self) -> Query:
+        """Choose this round's images, have them labelled, and ready the network to learn them."""
+        started = time.perf_counter()
+        round_ = self.round
+        scores = self._score(round_)
+        generator = self._generator("query", round_)
+        # The first round has no trained network to ask: its images are drawn at random.
+        strategy = self._strategy if round_ > 0 else get_strategy("random")
+        chosen = strategy.select(scores, self.query_sizes[round_], generator)
+        indices = self._ranks.agree(chosen).cpu()
+        labels = self._oracle(indices)
+        self.pool.add(indices, labels, round_)
+        if round_ > 0:
+            self._carry_weights_over(round_)
+
+        uncertainty = mean = None
+        if scores.probabilities is not None:
+            entropy = predictive_entropy(scores.probabilities)
+            positions = torch.searchsorted(scores.candidates, indices.to(self.device))
+            uncertainty, mean = entropy[positions].cpu(), float(entropy.mean())
+        seconds = time.perf_counter() - started
+        return Query(round_, indices, labels, uncertainty, mean, seconds)
+
+    def _candidates(self, round_: int) -> Tensor:
+        """Dataset indices to choose among, ascending: all unlabelled, or a random part of them."""
+        unlabelled = self.pool.unlabelled
+        limit = self.hp.candidate_pool_size if round_ > 0 else 0
+        if 0 < limit < len(unlabelled):
+            generator = make_generator(self._seed, "candidates", round_)
+            positions = torch.randperm(len(unlabelled), generator=generator)[:limit]
+            unlabelled = unlabelled[positions].sort().values
+        return unlabelled.to(self.device)
+
+    @torch.inference_mode()
+    def _score(self, round_: int) -> PoolScores:
+        """One sweep over the candidates: what the strategy asks for, and nothing more."""
+        candidates = self._candidates(round_)
+        strategy = self._strategy
+        if round_ == 0 or not (strategy.probabilities or strategy.embeddings):
+            return PoolScores(candidates, None, None, None)
+        masks = torch.ones(1, self.network.embedding_size, device=self.device)
+        if self.hp.uncertainty == "mc_dropout":
+            generator = self._generator("mc_dropout", round_)
+            masks = dropout_masks(
+                self.hp.mc_dropout_passes, masks.shape[1], self.hp.dropout, generator
+            )
+        embeddings, probabilities = [], []
+        for block in self._embed(self._train.images, candidates, f"scoring round {round_}"):
+            probabilities.append(self.network.monte_carlo_logits(block, masks).softmax(2))
+            if strategy.embeddings:
+                embeddings.append(block.half())
+        passes_last = torch.cat(probabilities, dim=1).transpose(0, 1)
+        labelled = None
+        if strategy.labelled_embeddings:
+            indices = self.pool.labelled.to(self.device)
+            blocks = [b.half() for b in self._embed(self._train.images, indices, "labelled")]
+            labelled = self._ranks.gather(torch.cat(blocks), len(indices))
+        return PoolScores(
+            candidates=candidates,
+            probabilities=self._ranks.gather(passes_last, len(candidates)).transpose(0, 1),
+            embeddings=self._ranks.gather(torch.cat(embeddings), len(candidates))
+            if strategy.embeddings
+            else None,
+            labelled_embeddings=labelled,
+        )
+
+    def _embed(self, images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
+        """Float32 embeddings [b, D] of this rank's share of `indices`, batch by batch.
+
+        In eval mode and without augmentation: BatchNorm's statistics are used, never updated.
+        """
+        share = indices[self._ranks.share(len(indices))]
+        self.network.eval()
+        try:
+            for block in self._progress(share.split(self.hp.scoring_batch_size), title):
+                batch = images[block].contiguous(memory_format=torch.channels_last)
+                with self._autocast():
+                    embedded = self.network.embed(normalise(batch, self._mean, self._std))
+                yield embedded.float()
+        finally:
+            self.network.train()
+
+    def _carry_weights_over(self, round_: int) -> None:
+        """What the network keeps of the last round, by `between_rounds`."""
+        if self.hp.between_rounds == "keep":
+            return
+        fresh = self._fresh_network(round_)
+        if self.hp.between_rounds == "reset":
+            self.network.load_state_dict(fresh.state_dict())
+        else:
+            shrink_and_perturb(self.network, fresh, self.hp.shrink_factor, self.hp.perturb_scale)
+        self.optimizer.state.clear()  # its moments are those of weights that are gone
+
+    # --- train -----------------------------------------------------------------------------
+
+    def train_step(
+        self,
+        backward: Callable[[Tensor], None] = torch.Tensor.backward,
+        step_optimizer: Callable[[torch.optim.Optimizer], None] | None = None,
+    ) -> None:
+        """One optimizer step on this round's next batch of labelled images.
+
+        `backward` and `step_optimizer` let a trainer put its own in place of PyTorch's.
+        """
+        hp = self.hp
+        round_, batch = divmod(self.step, hp.batches_per_round)
+        if self._planned_round != round_:
+            self._plan_round(round_)
+        indices = self._batches[batch]
+        part = slice(self._ranks.rank, None, self._ranks.size)
+        generator = self._generator("train", self.step)
+        images = self._augmentation.batch(self._train.images, indices, generator, part)
+        masks = None
+        if hp.dropout:
+            size = self.network.embedding_size
+            masks = dropout_masks(len(indices), size, hp.dropout, generator)[part]
+        with self._autocast():
+            images = (images - self._mean[:, None, None]) / self._std[:, None, None]
+            logits = self.train_network(images, masks).float()
+        targets = self._targets[indices[part]]
+        loss = F.cross_entropy(logits, targets, label_smoothing=hp.label_smoothing)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        backward(loss)
+        if step_optimizer is None:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        else:
+            step_optimizer(self.optimizer)
+        self.meter.update(loss, logits, targets)
+        self.step += 1
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the next step; it starts anew each round, since the data are others."""
+        hp = self.hp
+        return learning_rate(
+            self.step % hp.batches_per_round,
+            hp.batches_per_round,
+            hp.learning_rate,
+            hp.warmup_fraction,
+        )
+
+    def _plan_round(self, round_: int) -> None:
+        """Lay out all batches of a round: permutations of the labelled set, one after another."""
+        labelled = self.pool.labelled
+        images = self.hp.batches_per_round * self.hp.batch_size
+        passes = -(-images // len(labelled))
+        order = [
+            labelled[torch.randperm(len(labelled), generator=make_generator(*seed))]
+            for seed in ((self._seed, "order", round_, number) for number in range(passes))
+        ]
+        batches = torch.cat(order)[:images].view(-1, self.hp.batch_size)
+        self._batches = batches.to(self.device)
+        self._targets = self.pool.labels.to(self.device)
+        self._planned_round = round_
+
+    # --- evaluate --------------------------------------------------------------------------
+
+    @torch.inference_mode()
+    def evaluate(self, store: ImageStore) -> dict[str, float]:
+        """`loss`, `accuracy` and `auc` of the network as it is, on a store on the device."""
+        everything = torch.arange(len(store), device=self.device)
+        blocks = self._embed(store.images, everything, "evaluating")
+        logits = torch.cat([self.network.head(block) for block in blocks])
+        return classification_metrics(self._ranks.gather(logits, len(store)), store.labels)
+
+    # --- state -----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """All state but the weights and the optimizer's: tensors and a number."""
+        return {"step": self.step, **self.pool.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken; weights and optimizer are restored elsewhere."""
+        self.pool.load_state_dict(state)
+        self.step = state["step"]
+        self._planned_round = -1
+
+    def _fresh_network(self, round_: int) -> ResNetCustom:
+        generator = make_generator(self._seed, "weights", round_)
+        network = ResNetCustom(
+            self.hp.architecture,
+            self._train.num_classes,
+            self._train.channels,
+            generator,
+            self.hp.pretrained,
+        )
+        return network.to(self.device, memory_format=torch.channels_last)
+
+    def _generator(self, purpose: str, number: int) -> torch.Generator:
+        return make_generator(self._seed, purpose, number, device=self.device)
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.compute_dtype != torch.float32
+        return torch.autocast(self.device.type, self.compute_dtype, enabled=enabled)
+
+
+def run(
+    learner: ActiveLearner, val: ImageStore, test: ImageStore
+) -> Iterator[tuple[Query, dict[str, float], dict[str, float]]]:
+    """Run `learner` to its end; yields each round's query, validation and test metrics."""
+    while not learner.finished:
+        query = learner.query()
+        for _ in range(learner.hp.batches_per_round):
+            learner.train_step()
+        yield query, learner.evaluate(val), learner.evaluate(test)

@@ -1,0 +1,251 @@
+"""Image data sets as arrays that live on the device: load, check, measure, normalise.
+
+`load_splits("pathmnist", "data", ...)` gives three `ImageStore`s. Sources are in `data_sources/`;
+whatever they return is checked here, in one place, before anything else happens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_sources import bundled_digits, hdf5, image_folder, medmnist_npz
+from data_sources.raw import DataError, RawSplit, RawSplits
+from data_sources.splitting import SplitRequest
+
+__all__ = [
+    "DataError",
+    "ImageStore",
+    "Splits",
+    "channel_statistics",
+    "load_splits",
+    "normalise",
+]
+
+STATISTICS_BLOCK_BYTES = 64 * 2**20
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ImageStore:
+    """All images of one split: `images` uint8 [N, C, H, W] (C is 1 or 3), `labels` int64 [N]."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def channels(self) -> int:
+        return self.images.shape[1]
+
+    def to(self, device: torch.device | str) -> ImageStore:
+        """The same store with both tensors on `device`."""
+        return ImageStore(self.images.to(device), self.labels.to(device), self.class_names)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A whole data set. `train` is the pool; `val` chooses; `test` is only reported."""
+
+    name: str
+    train: ImageStore
+    val: ImageStore
+    test: ImageStore
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.train.class_names
+
+    @property
+    def num_classes(self) -> int:
+        return self.train.num_classes
+
+    @property
+    def channels(self) -> int:
+        return self.train.channels
+
+    def fingerprint(self) -> str:
+        """Hex digest of every pixel, label and name, the same on every device and machine."""
+        digest = hashlib.sha256()  # the fastest of hashlib where the CPU has SHA instructions
+        digest.update(json.dumps([self.name, self.class_names]).encode())
+        for store in (self.train, self.val, self.test):
+            for tensor in (store.images, store.labels):
+                digest.update(json.dumps(list(tensor.shape)).encode())
+                digest.update(tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def load_splits(
+    dataset: str,
+    data_dir: str | Path,
+    *,
+    image_size: int,
+    split_seed: int,
+    validation_fraction: float,
+    test_fraction: float,
+    download: bool = True,
+) -> Splits:
+    """Load and check `dataset`, which is one of
+
+    - the flag of a 2-D MedMNIST set, such as `pathmnist`: `data_dir/pathmnist.npz` (28x28) or
+      `pathmnist_64.npz`, downloaded into `data_dir` where missing unless `download` is False;
+    - `folder:NAME`: images in `data_dir/NAME/<class>/`;
+    - `hdf5:NAME`: `data_dir/NAME_{train,valid,test}_{x,y}.h5`;
+    - `digits`: scikit-learn's bundled handwritten digits, which need no file.
+
+    `split_seed` and the fractions serve `folder:` and `digits`, which bring no split.
+    Raises DataError (a ValueError) with a one-line message for data that cannot be used.
+    """
+    if image_size < 1:
+        raise DataError(f"image_size: {image_size} is not a size in pixels; use 28")
+    folder = Path(data_dir).expanduser()
+    kind, colon, name = dataset.partition(":")
+    if colon and (name in ("", ".", "..") or Path(name).name != name):
+        raise DataError(f"dataset: {dataset!r} must name something directly in {folder}; no paths")
+    split = (split_seed, validation_fraction, test_fraction)
+    if dataset == "digits":
+        raw = bundled_digits.load(image_size, SplitRequest(*split))
+    elif colon and kind == "folder":
+        raw = image_folder.load(name, folder, image_size, SplitRequest(*split))
+    elif colon and kind == "hdf5":
+        raw = hdf5.load(name, folder, image_size)
+    else:
+        raw = medmnist_npz.load(dataset, folder, image_size, download)
+    return _checked(raw, image_size)
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W] images scaled to [0, 1].
+
+    Two float32 [C] tensors on the images' device, from exact histograms gathered block by block.
+    The deviation of a channel that is the same everywhere (an unused stain, say) is given as 1,
+    so that normalising turns it into zeros and not into NaN.
+    """
+    if images.numel() == 0:
+        raise DataError("channel_statistics: no images; give at least one")
+    count = images.numel() // images.shape[1]
+    block = max(1, STATISTICS_BLOCK_BYTES // images[0].numel())
+    # float64 on the CPU, as some accelerators lack the type; 256 numbers a channel cost nothing.
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = torch.zeros(2, images.shape[1])
+    for channel in range(images.shape[1]):
+        histogram = torch.zeros(256, dtype=torch.int64, device=images.device)
+        for start in range(0, len(images), block):
+            part = images[start : start + block, channel].reshape(-1)
+            histogram += torch.bincount(part, minlength=256)
+        share = histogram.cpu().double() / count
+        average = (share * values).sum()
+        spread = (share * (values - average).square()).sum().sqrt()
+        mean[channel] = average
+        std[channel] = 1.0 if share.max() == 1 else spread
+    return mean.to(images.device), std.to(images.device)
+
+
+def normalise(
+    images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """uint8 [B, C, H, W] images as `(images / 255 - mean) / std` of type `dtype`.
+
+    Computed in float32 where the images are, in their memory format. `mean` and `std` are [C], in
+    the units of `channel_statistics`; keep them on the images' device to avoid a copy per batch.
+    """
+    if images.dtype != torch.uint8:
+        raise DataError(f"normalise: images are {images.dtype}; give uint8, normalised once only")
+    mean, std = (value.to(images.device, torch.float32).view(-1, 1, 1) for value in (mean, std))
+    # One multiply and one add in place on the fresh float copy, in place of two divisions.
+    return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
+
+
+def _checked(raw: RawSplits, image_size: int) -> Splits:
+    """`raw` as `Splits`, once every promise that `ImageStore` makes is known to hold."""
+    if len(raw.class_names) < 2:
+        raise DataError(f"{raw.name}: {len(raw.class_names)} class; at least two are needed")
+    channels = raw.channels
+    stores = {}
+    for name in ("train", "val", "test"):
+        split: RawSplit = getattr(raw, name)
+        images = _checked_images(split, image_size, channels)
+        labels = _checked_labels(split, len(raw.class_names))
+        channels = images.shape[1]
+        stores[name] = ImageStore(images, labels, raw.class_names)
+    _check_classes(raw, stores)
+    return Splits(raw.name, **stores)
+
+
+def _checked_images(split: RawSplit, size: int, channels: int | None) -> Tensor:
+    images, where = split.images, split.images_from
+    if images.dtype != np.uint8:
+        raise DataError(f"{where}: dtype {images.dtype}; convert the pixels to uint8, 0 to 255")
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.ndim != 4:
+        raise DataError(
+            f"{where}: shape {images.shape}; give [N, {size}, {size}] or [N, {size}, {size}, 3]"
+        )
+    if len(images) == 0:
+        raise DataError(f"{where}: no images; every split needs some")
+    if images.shape[1:3] != (size, size):
+        raise DataError(
+            f"{where}: images of {images.shape[1]}x{images.shape[2]} pixels, {size}x{size} asked "
+            "for; change image_size or resize them"
+        )
+    if images.shape[3] not in ((1, 3) if channels is None else (channels,)):
+        wanted = "1 or 3" if channels is None else channels
+        raise DataError(
+            f"{where}: {images.shape[3]} channels, {wanted} expected; convert the images"
+        )
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _checked_labels(split: RawSplit, num_classes: int) -> Tensor:
+    labels, where, count = split.labels, split.labels_from, len(split.images)
+    if labels.shape[:1] != (count,) or labels.size != count:
+        raise DataError(
+            f"{where}: shape {labels.shape} for {count} images; give one label per image"
+        )
+    if labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: dtype {labels.dtype}, beginning {labels.reshape(-1)[:3].tolist()}; "
+            "give whole numbers from 0, as an integer dtype"
+        )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= num_classes:
+        raise DataError(
+            f"{where}: label {low if low < 0 else high} out of range; "
+            f"number the {num_classes} classes 0 to {num_classes - 1}"
+        )
+    return torch.from_numpy(labels.reshape(-1).astype(np.int64))
+
+
+def _check_classes(raw: RawSplits, stores: dict[str, ImageStore]) -> None:
+    """Every class must be there to learn from; one that is only missing later is warned of.
+
+    A small validation or test split may lack a rare class with nothing wrong in the data, but
+    that class has no AUC there.
+    """
+    for name, store in stores.items():
+        counts = torch.bincount(store.labels, minlength=store.num_classes).tolist()
+        absent = [cls for cls, count in zip(store.class_names, counts, strict=True) if count == 0]
+        where = getattr(raw, name).labels_from
+        if absent and (name == "train" or len(absent) == store.num_classes - 1):
+            raise DataError(
+                f"{where}: no image of class {', '.join(map(repr, absent))}; "
+                "add some, or use a data set without the class"
+            )
+        if absent:
+            logger.warning("%s: no image of class %s; it has no AUC", where, ", ".join(absent))

@@ -1,0 +1,87 @@
+"""Download one file once per machine: locked, MD5-checked, never seen half-written."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import logging
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from data_sources.raw import DataError, describe_os_error
+
+CONNECT_SECONDS = 10  # also the longest silence allowed between two reads
+LOCK_SECONDS = 3600  # another process may be fetching a large file over a slow line
+BLOCK_BYTES = 1 << 20
+
+logger = logging.getLogger(__name__)
+
+
+def download_once(url: str, md5: str, target: Path) -> None:
+    """Fetch `url` to `target` unless it is there by the time this process holds the lock.
+
+    Raises DataError, within seconds when there is no network, saying what to fetch by hand.
+    """
+    by_hand = f"download {url} by hand and save it as {target}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f".{target.name}.lock"), timeout=LOCK_SECONDS):
+            if not target.exists():
+                _fetch(url, md5, target)
+    except Timeout as error:
+        raise DataError(
+            f"{error.lock_file}: held by another process for over {LOCK_SECONDS} s; "
+            f"end that process, or {by_hand}"
+        ) from error
+    # NotImplementedError: the file system has no locks. ValueError: not the file we asked for.
+    except (OSError, http.client.HTTPException, NotImplementedError, ValueError) as error:
+        raise DataError(f"{target}: could not be downloaded ({_why(error)}); {by_hand}") from error
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, urllib.error.URLError) and isinstance(error.reason, OSError):
+        return describe_os_error(error.reason)  # rather than urllib's wrapping of it
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.strerror}: {error.filename}"  # a folder that cannot be written, say
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _fetch(url: str, md5: str, target: Path) -> None:
+    logger.info("downloading %s to %s", url, target)
+    # The name is fixed because the lock makes this the only writer: what a killed process left
+    # behind is overwritten, and is never taken for the file itself.
+    partial = target.with_name(f".{target.name}.part")
+    digest = hashlib.md5(usedforsecurity=False)
+    request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
+    try:
+        with (
+            urllib.request.urlopen(request, timeout=CONNECT_SECONDS) as response,
+            partial.open("wb") as file,
+        ):
+            expected = int(response.headers.get("Content-Length") or 0)
+            with tqdm(
+                total=expected or None,
+                desc=target.name,
+                unit="B",
+                unit_scale=True,
+                disable=None,  # quiet when stderr is not a terminal
+            ) as bar:
+                while block := response.read(BLOCK_BYTES):
+                    file.write(block)
+                    digest.update(block)
+                    bar.update(len(block))
+            received = file.tell()
+            file.flush()
+            os.fsync(file.fileno())
+        if received < expected:
+            raise ValueError(f"the connection closed after {received} of {expected} bytes")
+        if digest.hexdigest() != md5:
+            raise ValueError(f"MD5 of the file served is {digest.hexdigest()}, expected {md5}")
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,93 @@
+"""Any 2-D MedMNIST set (https://medmnist.com), from its .npz file: found in a folder or downloaded.
+
+The arrays are read directly: medmnist's own classes assert the official image counts, which a
+subset or another split of the same images does not have.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from data_sources.download import download_once
+from data_sources.npz import read_npz
+from data_sources.raw import DataError, RawSplit, RawSplits, describe_os_error
+
+FILE_SUFFIX = {28: "", 64: "_64"}
+SPLITS = ("train", "val", "test")
+
+
+def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplits:
+    """MedMNIST set `flag` from `data_dir/<flag>.npz` (28x28) or `data_dir/<flag>_64.npz`.
+
+    A file that is there is taken as it is; only a download is held to the official MD5.
+    """
+    info = _info(flag)
+    if image_size not in FILE_SUFFIX:
+        raise DataError(f"image_size: {flag} comes in sizes 28 and 64, not {image_size}; use 28")
+    suffix = FILE_SUFFIX[image_size]
+    path = data_dir / f"{flag}{suffix}.npz"
+    url = info[f"url{suffix}"]
+    if not _exists(path):
+        if not download:
+            raise DataError(f"{path}: no such file, and download is off; get it from {url}")
+        download_once(url, info[f"MD5{suffix}"], path)
+    keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
+    arrays = read_npz(path, keys, f"remove the file, or replace it with {url}")
+    splits = {
+        split: RawSplit(
+            images=arrays[f"{split}_images"],
+            labels=arrays[f"{split}_labels"],
+            images_from=f"{path}: {split}_images",
+            labels_from=f"{path}: {split}_labels",
+        )
+        for split in SPLITS
+    }
+    names = info["label"]
+    class_names = tuple(names[str(label)] for label in range(len(names)))
+    return RawSplits(flag, class_names, channels=info["n_channels"], **splits)
+
+
+def _info(flag: str) -> dict[str, Any]:
+    """medmnist's entry for `flag`, refused where images or labels are of another kind."""
+    # Imported here: it pulls in pandas and scikit-image, which other sources do without.
+    try:
+        from medmnist import INFO
+    except ImportError as error:
+        raise DataError(f"{flag}: needs the package medmnist; pip install medmnist") from error
+
+    usable = sorted(
+        name
+        for name, info in INFO.items()
+        if not name.endswith("3d") and "multi-label" not in info["task"]
+    )
+    if flag in usable:
+        info: dict[str, Any] = INFO[flag]
+        return info
+    if flag in INFO:
+        kind = "three-dimensional" if flag.endswith("3d") else "multi-label"
+        raise DataError(
+            f"dataset: {flag} is {kind}, this package classifies 2-D images with one label each; "
+            f"choose one of {', '.join(usable)}"
+        )
+    other = ["digits", "folder:NAME", "hdf5:NAME"]
+    nearest = difflib.get_close_matches(flag.lower(), usable + other, n=1)
+    hint = f"did you mean {nearest[0]!r}? known" if nearest else "choose one of"
+    raise DataError(f"dataset: unknown name {flag!r}; {hint}: {', '.join(usable + other)}")
+
+
+def _exists(path: Path) -> bool:
+    """Whether `path` is there. Raises DataError where its folder cannot serve at all."""
+    try:
+        if path.parent.exists() and not path.parent.is_dir():
+            raise DataError(f"data_dir: {path.parent} is a file; give a folder")
+        path.stat()
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be reached ({describe_os_error(error)}); "
+            "give a data_dir that can be read"
+        ) from error
+    return True

@@ -1,0 +1,80 @@
+"""Read arrays from an .npz that may be damaged or hostile: no pickles, no zip bombs."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+
+from data_sources.raw import MAX_ARRAY_BYTES, DataError, describe_os_error
+
+
+def read_npz(path: Path, keys: Iterable[str], remedy: str) -> dict[str, NDArray[np.generic]]:
+    """The arrays `keys` of the .npz at `path`, whatever their dtypes and shapes.
+
+    `remedy` ends each message, as only the caller knows where a good file comes from.
+    Raises DataError, naming file and key, for anything that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return _read_archive(file, path, keys, remedy)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({describe_os_error(error)}); {remedy}") from error
+
+
+def _read_archive(
+    file: IO[bytes], path: Path, keys: Iterable[str], remedy: str
+) -> dict[str, NDArray[np.generic]]:
+    try:
+        archive = zipfile.ZipFile(file)
+    # A damaged directory makes zipfile raise far more than BadZipFile (struct, Unicode, overflow).
+    except Exception as error:
+        raise DataError(f"{path}: not a whole .npz file ({_line(error)}); {remedy}") from error
+    with archive:
+        members = set(archive.namelist())
+        missing = [key for key in keys if f"{key}.npy" not in members]
+        if missing:
+            found = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])
+            raise DataError(
+                f"{path}: lacks {', '.join(missing)} (found: {found or 'nothing'}); {remedy}"
+            )
+        arrays = {}
+        for key in keys:
+            try:
+                arrays[key] = _read_member(archive, archive.getinfo(f"{key}.npy"))
+            # Decompression and numpy's header parser raise a dozen types on bad bytes; what a
+            # user needs to know is the same for all of them.
+            except Exception as error:
+                raise DataError(f"{path}: {key} {_line(error)}; {remedy}") from error
+    return arrays
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.generic]:
+    """One array. All that its header claims is checked before a byte of it is decompressed."""
+    with archive.open(member) as stream:
+        # Later versions are for record types only, and let a header itself claim 4 GB.
+        version = npy.read_magic(stream)
+        if version != (1, 0):
+            raise ValueError(f"has .npy version {version}, which no plain array needs")
+        shape, _, dtype = npy.read_array_header_1_0(stream)
+        header_bytes = stream.tell()
+    if dtype.hasobject:
+        raise ValueError("holds Python objects (a pickle), which are never loaded")
+    claimed = math.prod(shape) * dtype.itemsize
+    if claimed > MAX_ARRAY_BYTES:
+        raise ValueError(f"claims {claimed:.3g} bytes (limit {MAX_ARRAY_BYTES:.3g})")
+    if claimed != member.file_size - header_bytes:
+        raise ValueError(f"claims shape {shape} but has {member.file_size - header_bytes} bytes")
+    with archive.open(member) as stream:
+        return np.asarray(npy.read_array(stream, allow_pickle=False))
+
+
+def _line(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:157]}..."

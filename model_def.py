@@ -1,0 +1,492 @@
+"""Active learning on PathMNIST as a Determined trial. The only file that knows Determined.
+
+On a cluster:   det experiment create config.yaml .
+On a laptop:    python model_def.py --config configs/quick.yaml
+Several CPUs or GPUs of one machine:
+                torchrun --nproc-per-node 2 model_def.py --config configs/quick.yaml
+Go on:          python model_def.py --resume runs/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import determined as det
+import numpy as np
+import torch
+from determined import core, pytorch
+from determined.common import storage
+from tqdm import tqdm
+
+from active_learning import ActiveLearner, Query, SimulatedOracle
+from data import DataError, ImageStore, Splits, load_splits
+from reporting.run_folder import RunFolder, RunFolderError
+from training.experiment_config import ConfigError, load, override, sample
+from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.ranks import Ranks
+from training.seeds import make_generator
+
+logger = logging.getLogger("active_learning")
+
+
+class PathMNISTTrial(pytorch.PyTorchTrial):
+    """One trial. A Determined epoch is a round: query, label, train, evaluate.
+
+    The training loader hands out batch numbers only; `ActiveLearner` knows which images they mean.
+
+    Args:
+        context: Determined's.
+        seed: the trial's.
+        run_folder: where an off-cluster run keeps its files; None on a cluster and on all data
+            parallel ranks but the first.
+    """
+
+    def __init__(
+        self,
+        context: pytorch.PyTorchTrialContext,
+        seed: int | None = None,
+        run_folder: RunFolder | None = None,
+    ) -> None:
+        self.context = context
+        self.run_folder = run_folder
+        self.seed = context.get_trial_seed() if seed is None else seed
+        self.ranks = Ranks(context.distributed.rank, context.distributed.size)
+        self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
+        splits = load_data(self.hp)
+        sizes = self.hp.query_sizes(len(splits.train))
+        if run_folder is not None:
+            run_folder.check_identity(
+                {"dataset": splits.name, "data": splits.fingerprint(), "seed": self.seed}
+            )
+        train = splits.train.to(context.device)
+        self.val = _part(splits.val, self.hp.evaluation_size).to(context.device)
+        self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
+        self.class_names = splits.class_names
+        self.pool_images = splits.train.images
+        self.learner = ActiveLearner(
+            self.hp, train, SimulatedOracle(splits.train.labels), self.seed, self.ranks, _bar
+        )
+        self.learner.train_network = context.wrap_model(self.learner.network)
+        self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
+        self.training_metrics = context.wrap_reducer(
+            _TrainingReducer(self.learner), for_validation=False
+        )
+        self.round_started = time.perf_counter()
+        self.steps_bar: tqdm[Any] | None = None
+        if self.ranks.rank == 0:
+            logger.info(
+                "%s: %d training images of %d classes, %d of %d validation and %d of %d test images; "
+                "%d rounds label %s; %s in %s on %s, seed %d",
+                splits.name, len(splits.train), splits.num_classes, len(self.val),
+                len(splits.val), len(self.test), len(splits.test), len(sizes), " + ".join(map(str, sizes)), self.hp.architecture,
+                str(self.learner.compute_dtype).removeprefix("torch."), context.device, self.seed,
+            )  # fmt: skip
+
+    def build_training_data_loader(self) -> pytorch.DataLoader:
+        """Numbers of the batches of one round, of which each rank gets its share."""
+        return pytorch.DataLoader(range(self.hp.batches_per_round * self.ranks.size), batch_size=1)
+
+    def build_validation_data_loader(self) -> pytorch.DataLoader:
+        """One item per rank: each shares in the one evaluation that there is."""
+        return pytorch.DataLoader(range(self.ranks.size), batch_size=1)
+
+    def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
+        """The one callback, through which the learner's state travels in checkpoints."""
+        return {"active_learning": _Callback(self)}
+
+    def train_batch(
+        self, batch: pytorch.TorchData, epoch_idx: int, batch_idx: int
+    ) -> dict[str, Any]:
+        """The next step of the learner, after a query where a round begins.
+
+        `epoch_idx` and `batch_idx` are not looked at: off the cluster they restart at 0 when a run
+        is resumed. Metrics are summed on the device, and read when a report is due.
+        """
+        if self.learner.query_due:
+            self.round_started = time.perf_counter()
+            self.report_query(self.learner.query())
+        self.learner.train_step(self.context.backward, self.context.step_optimizer)
+        if self.steps_bar is None:
+            self.steps_bar = _steps_bar(self.learner, self.ranks)
+        self.steps_bar.update()
+        return {}
+
+    def evaluate_batch(self, batch: pytorch.TorchData, batch_idx: int) -> dict[str, Any]:
+        """Evaluate on the whole validation split, all ranks together, and report the test split."""
+        if self.steps_bar is not None:
+            self.steps_bar.close()
+            self.steps_bar = None
+        done = {
+            "round": self.learner.pool.rounds - 1,
+            "labeled_samples": len(self.learner.pool.labelled),
+        }
+        test = _prefixed("test", self.learner.evaluate(self.test))
+        val = _prefixed("val", self.learner.evaluate(self.val))
+        self.report("test", {**test, **done})
+        if self.ranks.rank == 0:
+            logger.info(
+                "round %d of %d: %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f, "
+                "test_accuracy %.4f (%.0f s)",
+                done["round"] + 1, len(self.learner.query_sizes), done["labeled_samples"],
+                val["val_loss"], val["val_accuracy"], val["val_auc"], test["test_accuracy"],
+                time.perf_counter() - self.round_started,
+            )  # fmt: skip
+        return {**val, **done}
+
+    def report_query(self, query: Query) -> None:
+        """Report what a round asked for, and draw it where there is a run folder."""
+        labels = self.learner.pool.labels[self.learner.pool.labelled]
+        self.report("active_learning", query.metrics(labels, self.class_names))
+        if self.run_folder is not None:
+            images = self.pool_images[query.indices]
+            self.run_folder.record_query(
+                query.round,
+                query.indices,
+                query.labels,
+                query.uncertainty,
+                images,
+                self.class_names,
+            )
+
+    def report(self, group: str, metrics: Mapping[str, float]) -> None:
+        """Send `metrics` to the WebUI and to TensorBoard, from the first rank."""
+        if self.ranks.rank != 0:
+            return
+        # Determined has no public way from a PyTorchTrialContext to metric groups of one's own.
+        self.context._core.train.report_metrics(group, self.learner.step, dict(metrics))
+        writer = self.context.get_tensorboard_writer()
+        for name, value in metrics.items():
+            writer.add_scalar(f"{group}/{name}", value, self.learner.step)
+
+
+class _TrainingReducer(pytorch.MetricReducer):
+    """Loss and accuracy since the last report, over all ranks; one host transfer a report."""
+
+    def __init__(self, learner: ActiveLearner) -> None:
+        self.learner = learner
+
+    def reset(self) -> None:
+        self.learner.meter.take()
+
+    def per_slot_reduce(self) -> tuple[float, float, float]:
+        return self.learner.meter.take()
+
+    def cross_slot_reduce(self, per_slot_metrics: list[Any]) -> dict[str, float]:
+        loss, correct, images = (sum(values) for values in zip(*per_slot_metrics, strict=True))
+        return {
+            "loss": loss / images,
+            "accuracy": correct / images,
+            "learning_rate": self.learner.optimizer.param_groups[0]["lr"],
+            "round": self.learner.pool.rounds - 1,
+        }
+
+
+class _Callback(pytorch.PyTorchCallback):
+    """Carries the learner's state in checkpoints, and keeps the run folder's books."""
+
+    def __init__(self, trial: PathMNISTTrial) -> None:
+        self.trial = trial
+        self.warm_start = False
+        self.val_loss = float("inf")
+
+    def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
+        # On a cluster, a checkpoint without steps done is another trial's: its weights are a
+        # start, its pool is not ours. Off the cluster the number is always 0.
+        self.warm_start = det.get_cluster_info() is not None and first_batch_idx == 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.trial.learner.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if not self.warm_start:
+            self.trial.learner.load_state_dict(state_dict)
+
+    def on_training_workload_end(
+        self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
+    ) -> None:
+        # Before the checkpoint, so that a diverged network never replaces a good one.
+        if not np.isfinite(avg_metrics["loss"]):
+            learner = self.trial.learner
+            raise TrainingDivergedError(
+                f"the training loss is {avg_metrics['loss']} in round {learner.pool.rounds - 1}, "
+                f"by step {learner.step}; lower hyperparameters.learning_rate: "
+                f"{learner.hp.learning_rate}"
+            )
+
+    def on_validation_end(self, metrics: dict[str, Any]) -> None:
+        self.val_loss = float(metrics["val_loss"])
+
+    def on_checkpoint_upload_end(self, uuid: str) -> None:
+        if self.trial.run_folder is not None:
+            round_ = self.trial.learner.pool.rounds - 1
+            self.trial.run_folder.record_checkpoint(uuid, round_, self.val_loss)
+
+
+class TrainingDivergedError(RuntimeError):
+    """The training loss is no longer a number."""
+
+
+def check_hyperparameters(values: Mapping[str, Any], ranks: int) -> Hyperparameters:
+    """Validated hyperparameters; on a cluster, `det.InvalidHP` for those that make no trial."""
+    try:
+        hyperparameters = Hyperparameters.from_mapping(values)
+        if hyperparameters.batch_size % ranks:
+            raise HyperparameterError(
+                f"hyperparameters.batch_size: {hyperparameters.batch_size} cannot be shared by "
+                f"{ranks} processes; make it a multiple of {ranks}"
+            )
+        return hyperparameters
+    except HyperparameterError as error:
+        if det.get_cluster_info() is None:
+            raise
+        logger.error("%s", error)
+        raise det.InvalidHP(str(error)) from error
+
+
+def load_data(hp: Hyperparameters) -> Splits:
+    """The data set that the hyperparameters name; downloaded first where it is missing."""
+    return load_splits(
+        hp.dataset,
+        hp.data_dir,
+        image_size=hp.image_size,
+        split_seed=hp.split_seed,
+        validation_fraction=hp.validation_fraction,
+        test_fraction=hp.test_fraction,
+    )
+
+
+def _part(store: ImageStore, size: int) -> ImageStore:
+    """`size` images of `store`, drawn at random and always the same; all of them for 0."""
+    if not 0 < size < len(store):
+        return store
+    chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
+    return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
+
+
+def fit(trial: PathMNISTTrial, checkpoint: str | None) -> None:
+    """Hand `trial` to Determined's trainer, from `checkpoint` on if there is one."""
+    pytorch.Trainer(trial, trial.context).fit(
+        max_length=pytorch.Epoch(len(trial.learner.query_sizes)),
+        validation_period=pytorch.Epoch(1),
+        checkpoint_period=pytorch.Epoch(1),
+        checkpoint_policy="none",
+        reporting_period=pytorch.Batch(trial.hp.reporting_period),
+        latest_checkpoint=checkpoint,
+    )
+
+
+def run_on_cluster(info: det.ClusterInfo) -> None:
+    """The entrypoint of a task on a Determined cluster."""
+    with pytorch.init(hparams=info.trial.hparams) as context:
+        fit(PathMNISTTrial(context), info.latest_checkpoint)
+
+
+# --- off the cluster --------------------------------------------------------------------------
+
+
+class _RunFolderMetrics(core.DummyTrainContext):
+    """Takes the master's place as the receiver of metrics: they go into the run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(folder.path / "tensorboard")
+        self.folder = folder
+
+    def set_status(self, status: str) -> None:
+        pass
+
+    def report_progress(self, progress: float) -> None:
+        pass
+
+    def upload_tensorboard_files(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def report_training_metrics(
+        self, steps_completed: int, metrics: dict[str, Any], batch_metrics: Any = None
+    ) -> None:
+        shown = {"train_loss": metrics["loss"], "train_accuracy": metrics["accuracy"]}
+        row = {**shown, "learning_rate": metrics["learning_rate"], "steps": steps_completed}
+        self.folder.record_metrics(int(metrics["round"]), row)
+
+    def report_validation_metrics(self, steps_completed: int, metrics: dict[str, Any]) -> None:
+        values = {k: v for k, v in metrics.items() if k not in ("batches", "epochs", "round")}
+        self.folder.record_metrics(
+            int(metrics["round"]), {name: float(value) for name, value in values.items()}
+        )
+        self.folder.draw_learning_curve()
+
+    def report_metrics(self, group: str, steps_completed: int, metrics: dict[str, Any]) -> None:
+        self.folder.record_metrics(int(metrics["round"]), metrics)
+
+
+def run_locally(arguments: argparse.Namespace) -> None:
+    """Run, or go on with, an experiment on this machine."""
+    distributed = _join_process_group()
+    chief = distributed is None or distributed.rank == 0
+    folder, config = None, {}
+    if arguments.resume is not None:
+        folder, config = RunFolder.open(arguments.resume)
+    else:
+        config = _drawn(override(load(arguments.config), _overrides(arguments)), chief)
+        check_hyperparameters(config["hyperparameters"], distributed.size if distributed else 1)
+        if chief:
+            name = f"{Path(arguments.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+            folder = RunFolder.create(arguments.output_dir or Path("runs") / name, config)
+    checkpoint = folder.latest_checkpoint() if folder and arguments.resume else None
+    if distributed is not None:
+        checkpoint = distributed.broadcast(checkpoint)
+        path = distributed.broadcast(folder.path if folder else None)
+        folder = folder if chief else None
+    else:
+        assert folder is not None
+        path = folder.path
+    seed = config["reproducibility"]["experiment_seed"]
+    if chief:
+        logger.info("run folder: %s", path)
+    with (
+        _without_code_copies(),
+        pytorch.init(
+            hparams=config["hyperparameters"], exp_conf=config, distributed=distributed
+        ) as context,
+    ):
+        # Off the cluster Determined has no public setting for where these two go.
+        context._core.checkpoint = core.DummyCheckpointContext(
+            context.distributed, storage.SharedFSStorageManager(str(path / "checkpoints"))
+        )
+        if folder is not None:
+            context._core.train = _RunFolderMetrics(folder)
+        trial = PathMNISTTrial(context, seed, folder)
+        if folder is not None:
+            folder.rewind(_rounds_done(folder, checkpoint))
+        fit(trial, checkpoint)
+    if chief:
+        logger.info("done: %s", path)
+
+
+def _rounds_done(folder: RunFolder, checkpoint: str | None) -> int:
+    """How many rounds are behind `checkpoint`: off the cluster, it is written at a round's end."""
+    entries = [entry for entry in folder.checkpoint_entries if entry["uuid"] == checkpoint]
+    return int(entries[0]["round"]) + 1 if entries else 0
+
+
+def _drawn(config: dict[str, Any], chief: bool) -> dict[str, Any]:
+    """`config` with one value for each hyperparameter that a search would choose."""
+    seed = (config.get("reproducibility") or {}).get("experiment_seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise ConfigError(
+            f"reproducibility.experiment_seed: {seed!r} is no whole number from 0 to 2**31 - 1; "
+            "give one, such as 0"
+        )
+    values, drawn = sample(config["hyperparameters"], seed)
+    if drawn and chief:
+        text = ", ".join(f"{name}: {values[name]}" for name in drawn)
+        logger.info("one sample of the search space, drawn with seed %d: %s", seed, text)
+    return {**config, "hyperparameters": values}
+
+
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    data_dir = (
+        [] if arguments.data_dir is None else [f"hyperparameters.data_dir={arguments.data_dir}"]
+    )
+    return data_dir + arguments.set
+
+
+def _join_process_group() -> core.DistributedContext | None:
+    """The process group that torchrun has laid out in the environment, if it has."""
+    if "RANK" not in os.environ:
+        return None
+    os.environ["USE_TORCH_DISTRIBUTED"] = "1"
+    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return core.DistributedContext.from_torch_distributed(chief_ip=os.environ["MASTER_ADDR"])
+
+
+@contextlib.contextmanager
+def _without_code_copies() -> Iterator[None]:
+    """Keep Determined from copying the working folder, data and runs too, into each checkpoint."""
+    with mock.patch("determined.util.write_user_code"):
+        yield
+
+
+def _bar(iterable: Any, title: str) -> Any:
+    return tqdm(iterable, desc=title, leave=False, disable=None)
+
+
+def _steps_bar(learner: ActiveLearner, ranks: Ranks) -> tqdm[Any]:
+    title = f"round {learner.round + 1}/{len(learner.query_sizes)}"
+    hidden = True if ranks.rank else None
+    return tqdm(
+        total=learner.hp.batches_per_round, desc=title, unit="step", leave=False, disable=hidden
+    )
+
+
+def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}
+
+
+def _allow_numpy_random_state() -> None:
+    """Let `torch.load(weights_only=True)` read numpy's random state in Determined's checkpoints.
+
+    Determined saves it there and, from torch 2.6 on, could not read its own checkpoints otherwise.
+    """
+    if not hasattr(torch.serialization, "add_safe_globals"):
+        return  # torch before 2.4
+    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    torch.serialization.add_safe_globals(
+        [multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))]
+    )
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line, as the README describes it."""
+    parser = argparse.ArgumentParser(description="Active learning for image classification.")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--config", type=Path, default=Path("configs/quick.yaml"), metavar="YAML")
+    start.add_argument("--resume", type=Path, metavar="RUN", help="go on with this run folder")
+    parser.add_argument("--data-dir", type=Path, help="in place of hyperparameters.data_dir")
+    parser.add_argument("--output-dir", type=Path, help="run folder to make; default runs/...")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--traceback", action="store_true", help="show tracebacks of errors")
+    parsed = parser.parse_args(arguments)
+    if parsed.resume and (parsed.set or parsed.data_dir or parsed.output_dir):
+        parser.error("--resume goes on with the run's own settings; leave the others out")
+    return parsed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run on the cluster that the environment names, or on this machine; the exit status."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    _allow_numpy_random_state()
+    info = det.get_cluster_info()
+    if info is not None and info.task_type == "TRIAL":
+        run_on_cluster(info)
+        return 0
+    logging.getLogger("determined").setLevel(logging.WARNING)
+    arguments = parse_arguments(argv)
+    try:
+        run_locally(arguments)
+    except (ConfigError, HyperparameterError, DataError, RunFolderError) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except TrainingDivergedError as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {error}; --resume would go on from the last good round", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; go on with: python model_def.py --resume RUN_FOLDER", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,79 @@
+"""Query strategies: which unlabelled images to have labelled next.
+
+A strategy is a function `(scores, k, generator) -> dataset indices`; `STRATEGIES` names them all.
+
+    strategy = get_strategy("margin")
+    indices = strategy.select(scores, 100, generator)  # int64 [min(100, n)], distinct
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+
+from . import baseline, diversity, hybrid, uncertainty
+from .scores import PoolScores
+from .uncertainty import predictive_entropy
+
+__all__ = ["STRATEGIES", "PoolScores", "Strategy", "get_strategy", "predictive_entropy"]
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A selection function and which of the scores it reads.
+
+    select: (scores, k, generator) -> int64 [min(k, n)], distinct dataset indices out of
+    `scores.candidates`, in order of preference where the strategy has one. The generator lives on
+    the scores' device. Inputs are left as they are.
+    stochastic: needs two or more passes in `scores.probabilities` (MC dropout).
+    prefilter: `select` also takes the keyword `prefilter_factor`.
+    """
+
+    select: Callable[..., Tensor]
+    probabilities: bool = False
+    embeddings: bool = False
+    labelled_embeddings: bool = False
+    stochastic: bool = False
+    prefilter: bool = False
+
+
+STRATEGIES: dict[str, Strategy] = {
+    "random": Strategy(baseline.random),
+    "entropy": Strategy(uncertainty.entropy, probabilities=True),
+    "margin": Strategy(uncertainty.margin, probabilities=True),
+    "least_confidence": Strategy(uncertainty.least_confidence, probabilities=True),
+    "bald": Strategy(uncertainty.bald, probabilities=True, stochastic=True),
+    "k_center": Strategy(diversity.k_center, embeddings=True, labelled_embeddings=True),
+    "k_means": Strategy(diversity.k_means, embeddings=True),
+    "uncertainty_diversity": Strategy(
+        hybrid.uncertainty_diversity,
+        probabilities=True,
+        embeddings=True,
+        labelled_embeddings=True,
+        prefilter=True,
+    ),
+    "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
+}
+
+
+def get_strategy(name: str, prefilter_factor: float | None = None) -> Strategy:
+    """The strategy called `name`.
+
+    prefilter_factor: bound into the strategies that keep only the prefilter_factor * k most
+    uncertain candidates (None: their own default); the others have no use for it. ValueError names
+    an unknown name, the nearest valid one and all that are allowed.
+    """
+    if name not in STRATEGIES:
+        nearest = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"unknown query strategy {name!r}; did you mean {nearest!r}? "
+            f"Allowed: {', '.join(sorted(STRATEGIES))}"
+        )
+    strategy = STRATEGIES[name]
+    if prefilter_factor is None or not strategy.prefilter:
+        return strategy
+    return replace(strategy, select=partial(strategy.select, prefilter_factor=prefilter_factor))

@@ -1,0 +1,174 @@
+"""D^2 sampling (k-means++ seeding) and k-means, in matrix products."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .geometry import Block, Points, squared_distances
+from .scores import top_k_stable
+
+PROPOSALS = 512
+MAX_ITERATIONS = 10
+
+
+def sample_by_distance(
+    points: Points,
+    k: int,
+    generator: torch.Generator,
+    nearest: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> Tensor:
+    """k-means++ seeding: positions (int64 [k], distinct), each drawn with probability
+    proportional to weight * squared distance to the nearest centre so far.
+
+    nearest: float32 [n], squared distance to the nearest existing centre; None: there is none, and
+    the first is drawn in proportion to the weights alone. weights: float32 [n], not negative;
+    None: all one. Where only points of no mass remain (copies of centres), the smallest positions
+    among them are taken.
+
+    Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding". Instead of one
+    pass over the points per centre, many proposals are drawn from the distribution as it stood
+    before, and each is kept with probability (distance now / distance then), which leaves exactly
+    the sequential distribution (rejection, as in Cohen-Addad et al. 2020, "Fast and Accurate
+    k-means++ via Rejection Sampling"). Only distances among the proposals are needed for that;
+    those kept are then applied to all points by one product.
+
+    Time O(n k D) multiply-adds, in matrix products; memory of one block beside the points. One
+    host synchronisation per batch of proposals, none per centre.
+    """
+    weights = torch.ones_like(points.squared_norms) if weights is None else weights
+    picked: list[Tensor] = []
+    remaining = k
+    if nearest is None:
+        nearest = torch.full_like(weights, torch.inf)
+        if k > 0:
+            first = _draw(weights if bool(weights.any()) else weights + 1, 1, generator)
+            lower_to(points, first, nearest)
+            picked, remaining = [first], k - 1
+    else:
+        nearest = nearest.clone()
+    taken = torch.zeros_like(weights, dtype=torch.bool)
+    for positions in picked:
+        taken[positions] = True
+    while remaining > 0:
+        mass = nearest * weights
+        mass[taken] = 0
+        if not bool(mass.any()):
+            picked.append(torch.nonzero(~taken)[:remaining, 0])
+            break
+        proposals = _draw(mass, min(PROPOSALS, 2 * remaining), generator)
+        kept = proposals[_accept(points, proposals, nearest[proposals], generator)][:remaining]
+        lower_to(points, kept, nearest)
+        taken[kept] = True
+        picked.append(kept)
+        remaining -= len(kept)
+    return torch.cat(picked) if picked else torch.empty_like(taken[:0], dtype=torch.int64)
+
+
+def lower_to(points: Points, chosen: Tensor, nearest: Tensor) -> None:
+    """Lower `nearest` [n] in place to the squared distances to the points at `chosen`."""
+    block = points.block(chosen)
+    for rows in points.slices(len(chosen)):
+        distances = squared_distances(points.block(rows), block).amin(dim=1)
+        nearest[rows] = torch.minimum(nearest[rows], distances)
+    nearest[chosen] = 0
+
+
+def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` positions, independently, in proportion to `mass` [n] (some of it positive).
+
+    Integer masses, because a floating-point cumulative sum is not the same from run to run on a
+    GPU. A point of less than 2^-31 of the largest mass is never drawn.
+    """
+    steps = (mass.double() / mass.max() * 2**30).round().long().cumsum(dim=0)
+    uniform = torch.rand(count, generator=generator, device=mass.device, dtype=torch.float64)
+    return torch.searchsorted(steps, (uniform * steps[-1]).long(), right=True)
+
+
+def _accept(
+    points: Points, proposals: Tensor, before: Tensor, generator: torch.Generator
+) -> Tensor:
+    """Which proposals to keep, bool [b]; the first always is.
+
+    before: their squared distances when they were drawn.
+    """
+    block = points.block(proposals)
+    between = squared_distances(block, block)
+    between[proposals[:, None] == proposals] = 0  # a second draw of one point is never kept
+    uniform = torch.rand(len(proposals), generator=generator, device=before.device)
+    now, needed = before, uniform * before
+    kept = torch.zeros_like(proposals, dtype=torch.bool)
+    for step in range(len(proposals)):
+        keep = needed[step : step + 1] < now[step : step + 1]
+        kept[step : step + 1] = keep
+        now = torch.where(keep, torch.minimum(now, between[step]), now)
+    return kept
+
+
+def k_means_clusters(
+    points: Points, k: int, generator: torch.Generator, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Lloyd's algorithm from k-means++ seeds, at most `MAX_ITERATIONS` rounds.
+
+    weights: float32 [n], not negative: what each point counts for, in seeding and in the means.
+    Returns the cluster of each point (int64 [n], in 0..k-1; a cluster may be empty) and its squared
+    distance to that cluster's mean (float32 [n]). Points must have no coefficients.
+
+    Lloyd 1982; seeding as in `sample_by_distance`. Time O(n k D) multiply-adds per round, in matrix
+    products; memory of one block and two k x D matrices beside the points.
+    """
+    seeds = sample_by_distance(points, k, generator, weights=weights)
+    centres = points.block(seeds).factors[0]
+    owner = _assign(points, centres)
+    for _ in range(MAX_ITERATIONS):
+        centres = _means(points, owner, centres, weights)
+        previous, owner = owner, _assign(points, centres)
+        if bool((owner == previous).all()):
+            break
+    distance = torch.empty_like(points.squared_norms)
+    for rows in points.slices(points.embeddings.shape[1]):
+        offset = points.block(rows).factors[0] - centres[owner[rows]]
+        distance[rows] = offset.square().sum(dim=1)
+    return owner, distance
+
+
+def nearest_to_means(owner: Tensor, distance: Tensor, k: int) -> Tensor:
+    """One point per cluster, the nearest to its mean: positions int64 [k], distinct.
+
+    Members stand for their own cluster only, so no point can stand for two. For each empty cluster
+    one of the other points is taken, those farthest from their mean first.
+    """
+    n = len(owner)
+    best = distance.new_full((k,), torch.inf).scatter_reduce(0, owner, distance, "amin")
+    position = torch.arange(n, device=owner.device)
+    candidate = torch.where(distance == best[owner], position, n)
+    chosen = owner.new_full((k,), n).scatter_reduce(0, owner, candidate, "amin")
+    chosen = chosen[chosen < n]
+    rest = distance.clone()
+    rest[chosen] = -1
+    return torch.cat([chosen, top_k_stable(rest, k - len(chosen))])
+
+
+def _assign(points: Points, centres: Tensor) -> Tensor:
+    """The nearest of `centres` (float32 [k, D]) for each point: int64 [n]."""
+    block = Block((centres,), centres.square().sum(dim=1))
+    return torch.cat(
+        [
+            squared_distances(points.block(rows), block).argmin(dim=1)
+            for rows in points.slices(len(centres))
+        ]
+    )
+
+
+def _means(points: Points, owner: Tensor, centres: Tensor, weights: Tensor | None) -> Tensor:
+    """The (weighted) mean of each cluster; where it has no mass its old centre stays."""
+    # Summed in float64: a GPU adds in no fixed order, and this leaves float32 results the same.
+    sums = torch.zeros_like(centres, dtype=torch.float64)
+    mass = sums.new_zeros(len(centres))
+    for rows in points.slices(2 * points.embeddings.shape[1]):
+        members = points.block(rows).factors[0].double()
+        share = members.new_ones(len(members)) if weights is None else weights[rows].double()
+        sums.index_add_(0, owner[rows], members * share[:, None])
+        mass.index_add_(0, owner[rows], share)
+    return torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], centres).float()

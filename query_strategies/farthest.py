@@ -1,0 +1,88 @@
+"""Greedy k-center (farthest-first traversal), exact, as a few matrix products.
+
+The textbook greedy reads all n points once per pick: k matrix-vector products, bound by memory
+traffic. Here one product serves many picks, without changing any of them:
+
+1. The `FRONT` points with the largest score form the front; no point outside scores more than
+   `threshold`. Scores only fall, so the front's best point is the greedy pick as long as its score
+   stays at or above the threshold. Distances inside the front are one small product.
+2. When the front's best falls below it, all picks so far are applied to all points by one product.
+3. A point within half the radius of its nearest centre cannot be nearer to any new centre
+   (triangle inequality: each new centre is at least the radius away from every older one), so it
+   is left out of that product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .geometry import Points, squared_distances
+
+FRONT = 1024
+
+
+def farthest_first(
+    points: Points, k: int, nearest: Tensor | None, weights: Tensor | None = None
+) -> Tensor:
+    """Positions (int64 [k], in order, distinct) that greedily maximise weight * squared distance.
+
+    nearest: float32 [n], squared distance of each point to its nearest existing centre; None:
+    there is none, and the first pick is the point nearest to the origin, which is the mean where
+    `points` are centred on it. weights: float32 [n], positive; None: all one. k must be at most n.
+
+    Ties go to the smaller position as far as float32 rounding of the distances allows. Time
+    O(n k D) multiply-adds at most, in matrix products; memory of one block beside the points. One
+    host synchronisation per product, none per pick.
+    """
+    weights = torch.ones_like(points.squared_norms) if weights is None else weights
+    if k == 0:
+        return torch.empty_like(weights[:0], dtype=torch.int64)
+    picked: list[Tensor] = []
+    if nearest is None:
+        picked = [points.squared_norms.argmin(dim=0, keepdim=True)]
+        nearest = torch.full_like(weights, torch.inf)
+        _apply(points, picked[0], nearest, reach=torch.zeros_like(weights[:1]))
+    else:
+        nearest = nearest.clone()
+    remaining, steps = k - len(picked), 16
+    while remaining > 0:
+        ranked = (nearest * weights).sort(descending=True, stable=True)
+        front = ranked.indices[:FRONT].sort().values
+        # Picked points score below zero, so zero also keeps them from being picked again.
+        threshold = ranked.values[FRONT:][:1].clamp_min(0)
+        steps = min(steps, remaining, len(front))
+        chosen, scores = _pick_inside(points, front, nearest[front], weights[front], steps)
+        count = int((scores >= (threshold if len(threshold) else 0)).sum())
+        chosen = front[chosen[:count]]
+        _apply(points, chosen, nearest, reach=scores[:count] / weights[chosen])
+        picked.append(chosen)
+        remaining -= count
+        steps = max(16, 2 * count)
+    return torch.cat(picked)
+
+
+def _pick_inside(
+    points: Points, front: Tensor, nearest: Tensor, weights: Tensor, steps: int
+) -> tuple[Tensor, Tensor]:
+    """`steps` greedy picks among the front: positions inside it, and the score each was picked at."""
+    block = points.block(front)
+    between = squared_distances(block, block)
+    between.fill_diagonal_(-1)  # a picked point falls below every other
+    chosen, scores = torch.empty_like(front[:steps]), torch.empty_like(nearest[:steps])
+    for step in range(steps):
+        best, at = (nearest * weights).max(dim=0, keepdim=True)
+        chosen[step : step + 1] = at
+        scores[step : step + 1] = best
+        nearest = torch.minimum(nearest, between.index_select(0, at)[0])
+    return chosen, scores
+
+
+def _apply(points: Points, chosen: Tensor, nearest: Tensor, reach: Tensor) -> None:
+    """Lower `nearest` in place for the new centres; `reach`: their squared distances when picked."""
+    block = points.block(chosen)
+    active = torch.nonzero(nearest > reach.min() / 4)[:, 0]
+    for rows in active.split(points.rows_per_block(len(chosen))):
+        distances = squared_distances(points.block(rows), block).amin(dim=1)
+        nearest[rows] = torch.minimum(nearest[rows], distances)
+    nearest[chosen] = -1

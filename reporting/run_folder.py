@@ -1,0 +1,235 @@
+"""The folder that a run off the cluster writes, and goes on from.
+
+config.yaml               the experiment configuration used, searched values drawn
+run.json                  data set, seed, versions: what a resumed run must agree with
+metrics.csv               one row per round, all metrics
+queries.csv               round, dataset index, label and uncertainty of every labelled image
+learning_curve.png        accuracy and AUC against labels
+queried_round_*.png       what the round asked for
+tensorboard/              event files
+checkpoints/              the last and the best; checkpoints.json says which is which
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from reporting.files import csv_text, write_atomically
+from reporting.figures import contact_sheet, learning_curve
+
+FORMAT = 1
+QUERY_COLUMNS = ("round", "index", "label", "class", "uncertainty")
+STATE_FILE = "state_dict.pth"  # the name that Determined gives it in a checkpoint
+
+
+class RunFolderError(ValueError):
+    """A run folder that cannot be used; one line naming it, what is wrong and the remedy."""
+
+
+class RunFolder:
+    """Reads and writes one run folder; see the module's first lines for what is in it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._metrics: dict[int, dict[str, Any]] = {}
+        self._queries: list[tuple[str, ...]] = []
+        self.checkpoint_entries: list[dict[str, Any]] = []
+
+    @classmethod
+    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
+        """A new folder at `path`, which must be empty or absent.
+
+        Raises:
+            RunFolderError: it holds something, or cannot be written.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise RunFolderError(
+                f"--output-dir {path}: exists and is not empty; name a new folder, or go on with "
+                f"that run by --resume {path}"
+            )
+        folder = cls(path)
+        try:
+            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (path / "tensorboard").mkdir(exist_ok=True)
+            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+        except OSError as error:
+            raise RunFolderError(
+                f"--output-dir {path}: cannot be written ({error.strerror}); name another folder"
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
+        """The existing run at `path` and its configuration.
+
+        Raises:
+            RunFolderError: there is no run, or one of a newer format.
+        """
+        try:
+            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            if (path / "run.json").exists():
+                run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+                if run["format"] > FORMAT:
+                    raise RunFolderError(
+                        f"--resume {path}: format {run['format']}, written by a newer version; "
+                        f"this one reads up to {FORMAT}"
+                    )
+        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+            if isinstance(error, RunFolderError):
+                raise
+            raise RunFolderError(
+                f"--resume {path}: not a run folder ({error}); name one that a run has written"
+            ) from error
+        if not isinstance(config, dict):
+            raise RunFolderError(f"--resume {path}: config.yaml is damaged; start a new run")
+        folder = cls(path)
+        folder._read_tables()
+        return folder, config
+
+    def check_identity(self, identity: Mapping[str, Any]) -> None:
+        """Write down what this run is about, or compare with what was written down at its start.
+
+        Raises:
+            RunFolderError: the run was started with something else, such as another data set.
+        """
+        file = self.path / "run.json"
+        if not file.exists():
+            versions = {"torch": torch.__version__}
+            content = {"format": FORMAT, **identity, "started_with": versions}
+            write_atomically(file, json.dumps(content, indent=2) + "\n")
+            return
+        before = json.loads(file.read_text(encoding="utf-8"))
+        for name, value in identity.items():
+            if before.get(name) != value:
+                raise RunFolderError(
+                    f"--resume {self.path}: {name} was {before.get(name)!r} and is {value!r} now; "
+                    "resume with what the run was started with"
+                )
+
+    # --- tables and pictures ---------------------------------------------------------------
+
+    def record_metrics(self, round_: int, metrics: Mapping[str, Any]) -> None:
+        """Add `metrics` to the round's row of metrics.csv."""
+        self._metrics.setdefault(round_, {"round": round_}).update(metrics)
+        columns = list(dict.fromkeys(name for row in self._metrics.values() for name in row))
+        rows = [[row.get(name, "") for name in columns] for row in self._metrics.values()]
+        write_atomically(self.path / "metrics.csv", csv_text(columns, rows))
+
+    def record_query(
+        self,
+        round_: int,
+        indices: Tensor,
+        labels: Tensor,
+        uncertainty: Tensor | None,
+        images: Tensor,
+        class_names: tuple[str, ...],
+    ) -> None:
+        """Add a round's query to queries.csv and draw it.
+
+        Args:
+            indices, labels: int64 [k]; uncertainty: float [k], nats, or None.
+            images: uint8 [k, C, H, W], the queried ones.
+        """
+        values = [""] * len(indices) if uncertainty is None else uncertainty.tolist()
+        for index, label, value in zip(indices.tolist(), labels.tolist(), values, strict=True):
+            text = value if value == "" else f"{value:.6f}"
+            self._queries.append((str(round_), str(index), str(label), class_names[label], text))
+        write_atomically(self.path / "queries.csv", csv_text(QUERY_COLUMNS, self._queries))
+        picture = contact_sheet(images, labels, class_names, f"Round {round_}: queried images")
+        write_atomically(self.path / f"queried_round_{round_:02d}.png", picture)
+
+    def draw_learning_curve(self) -> None:
+        """Draw learning_curve.png anew from the rounds that have been evaluated."""
+        rows = [row for row in self._metrics.values() if "val_accuracy" in row]
+        title = self.path.name
+        write_atomically(self.path / "learning_curve.png", learning_curve(rows, title))
+
+    def rewind(self, rounds: int) -> None:
+        """Forget what was written of rounds from `rounds` on; they are about to be run again."""
+        self._metrics = {r: row for r, row in self._metrics.items() if r < rounds}
+        self._queries = [row for row in self._queries if int(row[0]) < rounds]
+
+    def _read_tables(self) -> None:
+        for row in _read_csv(self.path / "metrics.csv"):
+            self._metrics[int(row["round"])] = {
+                name: _number(text) for name, text in row.items() if text != ""
+            }
+        self._queries = [
+            tuple(row[name] for name in QUERY_COLUMNS)
+            for row in _read_csv(self.path / "queries.csv")
+        ]
+        file = self.path / "checkpoints.json"
+        if file.exists():
+            self.checkpoint_entries = json.loads(file.read_text(encoding="utf-8"))
+
+    # --- checkpoints -----------------------------------------------------------------------
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where checkpoints are written, a folder each, named by its id."""
+        return self.path / "checkpoints"
+
+    def record_checkpoint(self, uuid: str, round_: int, val_loss: float) -> None:
+        """Take checkpoint `uuid` into the books, and delete all but the last and the best."""
+        digest = file_digest(self.checkpoints / uuid / STATE_FILE)
+        entry = {"uuid": uuid, "round": round_, "val_loss": val_loss, "blake2b": digest}
+        known = [*self.checkpoint_entries, entry]
+        best = min(known, key=lambda one: one["val_loss"])
+        self.checkpoint_entries = [one for one in known if one is best or one is entry]
+        write_atomically(
+            self.path / "checkpoints.json", json.dumps(self.checkpoint_entries, indent=2) + "\n"
+        )
+        self._delete_unlisted()
+
+    def latest_checkpoint(self) -> str | None:
+        """Id of the newest checkpoint that is whole; None if the run has yet to write one.
+
+        Raises:
+            RunFolderError: checkpoints were written and none of them is whole.
+        """
+        for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
+            file = self.checkpoints / entry["uuid"] / STATE_FILE
+            if file.exists() and file_digest(file) == entry["blake2b"]:
+                return str(entry["uuid"])
+        if self.checkpoint_entries:
+            raise RunFolderError(
+                f"--resume {self.path}: its checkpoints are missing or damaged; start a new run"
+            )
+        return None
+
+    def _delete_unlisted(self) -> None:
+        """Remove checkpoints that are neither last nor best, or were cut off while written."""
+        listed = {entry["uuid"] for entry in self.checkpoint_entries}
+        for folder in self.checkpoints.iterdir():
+            if folder.name not in listed:
+                shutil.rmtree(folder)
+
+
+def file_digest(path: Path) -> str:
+    """BLAKE2b of the file's bytes, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _number(text: str) -> float | int:
+    return int(text) if text.lstrip("-").isdigit() else float(text)

@@ -1,0 +1,463 @@
+"""`data.py`: the stores, the checks on whatever a source returns, statistics and normalising."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import struct
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from medmnist import INFO
+
+from data import DataError, ImageStore, Splits, channel_statistics, load_splits, normalise
+
+Arrays = dict[str, Any]
+OWN_SPLIT = {"split_seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2}
+FLAG = "breastmnist"  # grey, two classes
+
+
+def load(dataset: str, data_dir: str | Path, image_size: int = 28, **changes: Any) -> Splits:
+    return load_splits(
+        dataset, data_dir, image_size=image_size, download=False, **{**OWN_SPLIT, **changes}
+    )
+
+
+def good_arrays(size: int = 28) -> Arrays:
+    rng = np.random.default_rng(0)
+    arrays: Arrays = {}
+    for split, count in (("train", 8), ("val", 4), ("test", 6)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % 2)[:, None]
+    return arrays
+
+
+def as_npz(arrays: Arrays) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()
+
+
+def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def public_dir() -> Iterator[Path]:
+    """A folder that another user may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture
+def as_plain_user(public_dir: Path) -> Iterator[None]:
+    """Root may read and write everything: step down for the test."""
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield
+    if root:
+        os.seteuid(0)
+
+
+# --- what a good file gives ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "suffix"), [(28, ""), (64, "_64")])
+def test_arrays_of_the_file_become_stores(tmp_path: Path, size: int, suffix: str) -> None:
+    arrays = good_arrays(size)
+    (tmp_path / f"{FLAG}{suffix}.npz").write_bytes(as_npz(arrays))
+    splits = load(FLAG, str(tmp_path), size)
+    assert splits.name == FLAG
+    assert (splits.num_classes, splits.channels) == (2, 1)
+    assert splits.class_names == ("malignant", "normal, benign")
+    for name in ("train", "val", "test"):
+        store: ImageStore = getattr(splits, name)
+        expected = arrays[f"{name}_images"]
+        assert len(store) == len(expected)
+        assert store.images.dtype == torch.uint8
+        assert store.labels.dtype == torch.int64
+        assert store.images.is_contiguous()
+        np.testing.assert_array_equal(store.images.numpy(), expected[:, None])
+        np.testing.assert_array_equal(store.labels.numpy(), arrays[f"{name}_labels"][:, 0])
+
+
+def test_colour_images_become_channels_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (9, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(9)
+    (tmp_path / "pathmnist.npz").write_bytes(as_npz(arrays))
+    images = load("pathmnist", tmp_path).train.images
+    np.testing.assert_array_equal(images.numpy(), arrays["train_images"].transpose(0, 3, 1, 2))
+
+
+def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
+    assert INFO["retinamnist"]["task"] == "ordinal-regression"
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.zeros((5, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(5)[:, None]
+    (tmp_path / "retinamnist.npz").write_bytes(as_npz(arrays))
+    assert load("retinamnist", tmp_path).num_classes == 5
+
+
+def test_a_class_missing_from_a_held_out_split_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    arrays = {}
+    for split in ("train", "val", "test"):
+        arrays[f"{split}_images"] = np.zeros((5, 28, 28, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(5)
+    arrays["test_labels"] = np.array([0, 1, 2, 3, 3])
+    (tmp_path / "retinamnist.npz").write_bytes(as_npz(arrays))
+    with caplog.at_level(logging.WARNING):
+        load("retinamnist", tmp_path)
+    assert len(caplog.records) == 1
+    assert "test_labels: no image of class 4" in caplog.text
+
+
+# --- bad files ----------------------------------------------------------------------------------
+
+
+def changed(**replace: Any) -> Callable[[], bytes]:
+    """A good file with some arrays replaced; a value of None leaves the array out."""
+
+    def make() -> bytes:
+        arrays = {**good_arrays(), **replace}
+        return as_npz({key: value for key, value in arrays.items() if value is not None})
+
+    return make
+
+
+def damaged_in_the_middle() -> bytes:
+    content = bytearray(as_npz(good_arrays()))
+    content[1000] ^= 0xFF
+    return bytes(content)
+
+
+def with_header(key: str, header: str, version: bytes = b"\x01\x00") -> Callable[[], bytes]:
+    """A good file but for one array, of which only the .npy header is there."""
+
+    def make() -> bytes:
+        arrays = good_arrays()
+        del arrays[key]
+        file = io.BytesIO(as_npz(arrays))
+        length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
+        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr(f"{key}.npy", b"\x93NUMPY" + version + length + header.encode())
+        return file.getvalue()
+
+    return make
+
+
+def header(shape: str, dtype: str = "|u1") -> str:
+    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n"
+
+
+IMAGES = np.zeros((8, 28, 28), dtype=np.uint8)
+
+BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
+    "empty file": (lambda: b"", "not a whole .npz"),
+    "not a zip": (lambda: b"<html>404</html>" * 99, "not a whole .npz"),
+    "truncated": (lambda: as_npz(good_arrays())[:-400], "not a whole .npz"),
+    "damaged": (damaged_in_the_middle, "train_images"),
+    "missing key": (changed(val_labels=None), "lacks val_labels"),
+    "missing split": (changed(test_images=None, test_labels=None), "lacks test_images, test_la"),
+    "float images": (changed(train_images=IMAGES / 255), "train_images: dtype float64"),
+    "16-bit images": (changed(val_images=IMAGES.astype("u2")), "val_images: dtype uint16"),
+    "flat images": (changed(train_images=IMAGES.reshape(8, -1)), "train_images: shape (8, 784)"),
+    "image size": (changed(test_images=good_arrays(32)["test_images"]), "32x32 pixels, 28x28"),
+    "not square": (changed(train_images=IMAGES[:, :14]), "14x28 pixels"),
+    "channels": (changed(train_images=np.stack([IMAGES] * 3, 3)), "3 channels, 1 expected"),
+    "no images": (changed(val_images=IMAGES[:0], val_labels=IMAGES[:0, 0, 0]), "val_images: no im"),
+    "label count": (changed(train_labels=np.zeros(7, dtype=int)), "shape (7,) for 8 images"),
+    "multi-label": (changed(train_labels=np.zeros((8, 14), dtype=int)), "shape (8, 14) for 8"),
+    "scalar label": (changed(train_labels=np.int64(0)), "shape () for 8 images"),
+    "high label": (changed(val_labels=np.array([0, 1, 2, 0])), "label 2 out of range"),
+    "negative label": (changed(val_labels=np.array([0, 1, -1, 0])), "label -1 out of range"),
+    "huge label": (changed(val_labels=np.array([0, 1, 2**64 - 1, 0], "u8")), "out of range"),
+    "NaN label": (changed(val_labels=np.array([np.nan, 1, 0, 0])), "beginning [nan, 1.0"),
+    "text label": (changed(val_labels=np.array(["a\nb"] * 4)), "beginning ['a\\nb'"),
+    "one class": (changed(train_labels=np.zeros(8, dtype=int)), "no image of class 'normal, ben"),
+    "one class held out": (changed(val_labels=np.ones(4, dtype=int)), "no image of class 'malig"),
+    "pickled labels": (changed(val_labels=np.array([0, 1, {}, 0], dtype=object)), "pickle"),
+    "claims 1e15 images": (with_header("val_images", header("(10**15, 28, 28)")), "val_images"),
+    "claims 8e14 bytes": (
+        with_header("val_images", header(f"({10**12}, 28, 28)")),
+        "claims 7.84e+",
+    ),
+    "claims more than there": (with_header("val_images", header("(4, 28, 28)")), "has 0 bytes"),
+    "long header": (
+        with_header("val_images", header("(4, 28, 28)"), version=b"\x02\x00"),
+        "version (2, 0)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) -> None:
+    make, expected = BAD_FILES[case]
+    path = tmp_path / f"{FLAG}.npz"
+    path.write_bytes(make())
+    with pytest.raises(DataError) as error:
+        load(FLAG, tmp_path)
+    message = one_line(error)
+    assert message.startswith(str(path))
+    assert expected in message
+    assert len(message) < 400
+
+
+@settings(deadline=None, max_examples=200)
+@given(content=st.binary(max_size=300), is_zip=st.booleans())
+def test_random_bytes_raise_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, content: bytes, is_zip: bool
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    if is_zip:  # random bytes as every array, in an archive that is whole
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w") as archive:
+            for key in good_arrays():
+                archive.writestr(f"{key}.npy", b"\x93NUMPY\x01\x00" + content)
+        content = file.getvalue()
+    (folder / f"{FLAG}.npz").write_bytes(content)
+    with pytest.raises(DataError):
+        load(FLAG, folder)
+
+
+@settings(deadline=None, max_examples=300)
+@given(data=st.data())
+def test_a_damaged_file_raises_nothing_else(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    file = io.BytesIO()
+    np.savez(file, **good_arrays())  # uncompressed, so that headers are hit and understood
+    content = bytearray(file.getvalue())
+    for _ in range(data.draw(st.integers(1, 4))):
+        # Half the hits go to the first array's headers, where most of the meaning is.
+        end = data.draw(st.sampled_from([200, len(content)]))
+        content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
+    (folder / f"{FLAG}.npz").write_bytes(content)
+    try:
+        load(FLAG, folder)
+    except DataError as error:
+        assert "\n" not in str(error)
+
+
+# --- bad names and places -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dataset", "image_size", "expected"),
+    [
+        ("pathmist", 28, "did you mean 'pathmnist'"),
+        ("PathMNIST", 28, "did you mean 'pathmnist'"),
+        ("digit", 28, "did you mean 'digits'"),
+        ("folder", 28, "did you mean 'folder:NAME'"),
+        ("zzz", 28, "choose one of: bloodmnist"),
+        ("", 28, "unknown name ''"),
+        ("chestmnist", 28, "chestmnist is multi-label"),
+        ("organmnist3d", 28, "organmnist3d is three-dimensional"),
+        ("folder:", 28, "no paths"),
+        ("folder:..", 28, "no paths"),
+        ("folder:/etc", 28, "no paths"),
+        ("hdf5:a/b", 28, "no paths"),
+        ("pathmnist", 32, "28 and 64, not 32"),
+        ("pathmnist", 0, "0 is not a size"),
+    ],
+)
+def test_a_name_or_size_that_cannot_be_used(
+    tmp_path: Path, dataset: str, image_size: int, expected: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        load(dataset, tmp_path, image_size)
+    assert expected in one_line(error)
+
+
+def test_a_missing_file_without_download_says_where_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        load(FLAG, tmp_path / "none")
+    assert f"{tmp_path}/none/{FLAG}.npz: no such file" in one_line(error)
+    assert INFO[FLAG]["url"] in one_line(error)
+
+
+def test_data_dir_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is a file; give a folder"):
+        load(FLAG, tmp_path / "file")
+    with pytest.raises(DataError, match="Not a directory"):
+        load(FLAG, tmp_path / "file" / "below")
+
+
+def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / f"{FLAG}.npz").mkdir()
+    with pytest.raises(DataError, match="Is a directory"):
+        load(FLAG, tmp_path)
+
+
+def test_a_file_without_read_permission(public_dir: Path, as_plain_user: None) -> None:
+    path = public_dir / f"{FLAG}.npz"
+    if os.geteuid() == 65534:
+        os.seteuid(0)
+    path.touch(mode=0)
+    os.seteuid(65534) if os.getuid() == 0 else None
+    with pytest.raises(DataError, match="Permission denied"):
+        load(FLAG, public_dir)
+
+
+# --- digits -------------------------------------------------------------------------------------
+
+
+def test_digits_need_no_file_and_split_the_same_each_time(tmp_path: Path) -> None:
+    first, again = load("digits", tmp_path / "none"), load("digits", tmp_path / "none")
+    assert first.fingerprint() == again.fingerprint()
+    assert first.fingerprint() != load("digits", tmp_path, split_seed=1).fingerprint()
+    sizes = [len(first.train), len(first.val), len(first.test)]
+    assert sum(sizes) == 1797
+    np.testing.assert_allclose(sizes, [1258, 180, 359], atol=6)
+    assert first.class_names == tuple("0123456789")
+    assert first.train.images.shape[1:] == (1, 28, 28)
+    assert int(first.train.images.max()) > 250
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"validation_fraction": 0.0}, "validation_fraction: 0.0"),
+        ({"test_fraction": float("nan")}, "test_fraction: nan"),
+        ({"validation_fraction": 0.5, "test_fraction": 0.5}, "leave nothing to train on"),
+        ({"split_seed": -1}, "split_seed: -1"),
+    ],
+)
+def test_a_split_that_cannot_be_made(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(DataError) as error:
+        load("digits", tmp_path, **changes)
+    assert expected in one_line(error)
+
+
+# --- stores and fingerprints --------------------------------------------------------------------
+
+
+def made_up_splits() -> Splits:
+    stores = []
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        images = torch.randint(0, 256, (6, 3, 4, 4), generator=generator, dtype=torch.uint8)
+        stores.append(ImageStore(images, torch.arange(6) % 2, ("a", "b")))
+    return Splits("made-up", *stores)
+
+
+def change_pixel(splits: Splits) -> Splits:
+    splits.test.images[5, 2, 3, 3] ^= 1
+    return splits
+
+
+def change_label(splits: Splits) -> Splits:
+    splits.val.labels[0] = 1
+    return splits
+
+
+def rename_class(splits: Splits) -> Splits:
+    stores = [ImageStore(s.images, s.labels, ("a", "c")) for s in (splits.train, splits.val)]
+    return Splits(splits.name, *stores, splits.test)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        change_pixel,
+        change_label,
+        rename_class,
+        lambda splits: Splits("other", splits.train, splits.val, splits.test),
+        lambda splits: Splits(splits.name, splits.train, splits.test, splits.val),
+    ],
+)
+def test_fingerprint_tells_any_change(change: Callable[[Splits], Splits]) -> None:
+    assert change(made_up_splits()).fingerprint() != made_up_splits().fingerprint()
+
+
+def test_fingerprint_is_of_values_not_of_memory_layout() -> None:
+    splits = made_up_splits()
+    images = splits.train.images.contiguous(memory_format=torch.channels_last)
+    relaid = ImageStore(images, splits.train.labels, splits.class_names)
+    assert Splits(splits.name, relaid, splits.val, splits.test).fingerprint() == (
+        made_up_splits().fingerprint()
+    )
+
+
+def test_to_moves_both_tensors() -> None:
+    moved = made_up_splits().train.to("meta")
+    assert moved.images.device.type == moved.labels.device.type == "meta"
+    assert moved.class_names == ("a", "b")
+
+
+# --- statistics and normalising -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block_bytes", [1, 100, 2**20])
+def test_channel_statistics_equal_numpys(monkeypatch: pytest.MonkeyPatch, block_bytes: int) -> None:
+    monkeypatch.setattr("data.STATISTICS_BLOCK_BYTES", block_bytes)
+    images = np.random.default_rng(0).integers(0, 256, (37, 3, 5, 6), dtype=np.uint8)
+    images[:, 1] //= 7
+    mean, std = channel_statistics(torch.from_numpy(images))
+    assert mean.dtype == std.dtype == torch.float32
+    np.testing.assert_allclose(mean, (images / 255).mean(axis=(0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(std, (images / 255).std(axis=(0, 2, 3)), rtol=1e-6)
+
+
+def test_a_constant_channel_normalises_to_zeros() -> None:
+    images = torch.zeros(4, 3, 2, 2, dtype=torch.uint8)
+    images[:, 0] = 77
+    images[:2, 1] = 200
+    mean, std = channel_statistics(images)
+    result = normalise(images, mean, std)
+    torch.testing.assert_close(result[:, 0], torch.zeros(4, 2, 2))
+    assert result.isfinite().all()
+
+
+def test_no_images_have_no_statistics() -> None:
+    with pytest.raises(DataError, match="no images"):
+        channel_statistics(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_normalise_equals_the_formula(dtype: torch.dtype) -> None:
+    images = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8).repeat(1, 3, 1, 1)
+    mean, std = torch.tensor([0.1, 0.5, 0.9]), torch.tensor([0.3, 0.2, 0.05])
+    result = normalise(images, mean, std, dtype)
+    exact = (images.double() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+    assert result.dtype == dtype
+    torch.testing.assert_close(
+        result, exact.to(dtype), rtol=max(1e-5, torch.finfo(dtype).eps), atol=1e-5
+    )
+
+
+def test_normalise_keeps_the_memory_format_and_its_input() -> None:
+    images = made_up_splits().train.images
+    before = images.clone()
+    mean, std = channel_statistics(images)
+    last = images.contiguous(memory_format=torch.channels_last)
+    assert normalise(last, mean, std).is_contiguous(memory_format=torch.channels_last)
+    assert normalise(images, mean, std).is_contiguous()
+    assert torch.equal(images, before)
+
+
+def test_normalising_twice_is_refused() -> None:
+    with pytest.raises(DataError, match=r"torch\.float32"):
+        normalise(torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.ones(1))

@@ -1,0 +1,131 @@
+"""Reading a Determined experiment configuration where no cluster does it for us.
+
+`load` reads the YAML, `override` applies `--set a.b=value`, and `sample` draws one value for every
+hyperparameter that a search would choose, in the notation of Determined's own configuration.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; one line naming the place, the value, the remedy."""
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The configuration in the YAML file at `path`.
+
+    Raises:
+        ConfigError: no such file, no YAML, or no `hyperparameters` in it.
+    """
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
+        raise ConfigError(f"--config {path}: {reason}; give a YAML file such as config.yaml")
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        where = " ".join(str(error).split())
+        raise ConfigError(f"--config {path}: not valid YAML ({where}); correct it there") from None
+    if not isinstance(config, dict) or not isinstance(config.get("hyperparameters"), dict):
+        raise ConfigError(
+            f"--config {path}: no mapping `hyperparameters` in it; see config.yaml for one"
+        )
+    return config
+
+
+def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """`config` with every `dotted.name=value` applied; values are read as YAML.
+
+    Raises:
+        ConfigError: an assignment that has no `=`, or whose name is not in the configuration.
+    """
+    config = copy.deepcopy(config)
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {assignment}: no `=` in it; write --set NAME=VALUE")
+        *parents, last = name.split(".")
+        place: Any = config
+        for parent in parents:
+            place = place.get(parent) if isinstance(place, dict) else None
+        if not isinstance(place, dict) or last not in place:
+            raise ConfigError(
+                f"--set {assignment}: the configuration has no {name}; "
+                "write its whole path, such as hyperparameters.batch_size"
+            )
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {assignment}: {text!r} is not a YAML value") from None
+    return config
+
+
+def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
+    """One value for every hyperparameter, and the names of those that were drawn at random.
+
+    Raises:
+        ConfigError: a search range that Determined would refuse as well.
+    """
+    generator = random.Random(seed)
+    values: dict[str, Any] = {}
+    drawn = []
+    for name, value in hyperparameters.items():
+        if not isinstance(value, dict):
+            values[name] = value
+            continue
+        kind = value.get("type")
+        if kind not in SEARCH_TYPES:
+            raise ConfigError(
+                f"hyperparameters.{name}.type: {kind!r} is not a kind of search range; "
+                f"allowed are {', '.join(SEARCH_TYPES)}"
+            )
+        values[name] = _draw(name, kind, value, generator)
+        if kind != "const":
+            drawn.append(name)
+    return values, drawn
+
+
+def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) -> Any:
+    needed = {
+        "const": ("val",),
+        "categorical": ("vals",),
+        "log": ("minval", "maxval", "base"),
+    }.get(kind, ("minval", "maxval"))
+    for key in needed:
+        if key not in spec:
+            raise ConfigError(f"hyperparameters.{name}.{key}: missing; a {kind} range needs it")
+    if kind == "const":
+        return spec["val"]
+    if kind == "categorical":
+        if not isinstance(spec["vals"], list) or not spec["vals"]:
+            raise ConfigError(
+                f"hyperparameters.{name}.vals: {spec['vals']!r} is no list of values; give one"
+            )
+        return generator.choice(spec["vals"])
+    low, high = spec["minval"], spec["maxval"]
+    for bound in (low, high):
+        whole = isinstance(bound, int) and not isinstance(bound, bool)
+        if not whole and not (isinstance(bound, float) and kind != "int"):
+            raise ConfigError(f"hyperparameters.{name}: {bound!r} is no bound of a {kind} range")
+    if low > high:
+        raise ConfigError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
+    if kind == "int":
+        return generator.randint(low, high)
+    if kind == "double":
+        return generator.uniform(low, high)
+    base = spec["base"]
+    if not isinstance(base, (int, float)) or base <= 1:
+        raise ConfigError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
+    try:
+        return float(base ** generator.uniform(low, high))
+    except OverflowError:
+        raise ConfigError(f"hyperparameters.{name}: {base} ** {high} is no number") from None

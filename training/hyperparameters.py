@@ -1,0 +1,202 @@
+"""Every hyperparameter: its name, type and allowed values. Its value stands in YAML only.
+
+There are no defaults here. A hyperparameter that is missing, unknown, of the wrong type or out of
+range is refused by name, before any data is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from query_strategies import STRATEGIES
+from resnet_custom import ARCHITECTURES
+
+
+class HyperparameterError(ValueError):
+    """A hyperparameter that cannot be used; one line naming it, its value and the remedy."""
+
+
+def nearest(name: str, known: tuple[str, ...]) -> str:
+    """ " (did you mean ...?)" for a misspelt `name`, or nothing where none of `known` is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def number(low: float, high: float = math.inf) -> Any:
+    """A field that takes numbers from `low` to `high`, both included."""
+    return dataclasses.field(metadata={"low": low, "high": high})
+
+
+def choice(*allowed: str) -> Any:
+    """A field that takes one of `allowed`."""
+    return dataclasses.field(metadata={"allowed": allowed})
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Validated hyperparameters of one trial. What each one does is said in config.yaml."""
+
+    dataset: str
+    data_dir: str
+    image_size: int = number(8, 512)
+    split_seed: int = number(0)
+    validation_fraction: float = number(0.01, 0.9)
+    test_fraction: float = number(0.01, 0.9)
+
+    architecture: str = choice(*ARCHITECTURES)
+    pretrained: bool
+    dropout: float = number(0.0, 0.95)
+
+    batch_size: int = number(2)
+    batches_per_round: int = number(1)
+    learning_rate: float = number(1e-8, 10.0)
+    weight_decay: float = number(0.0, 10.0)
+    warmup_fraction: float = number(0.0, 0.9)
+    label_smoothing: float = number(0.0, 0.9)
+    flips_and_rotations: bool
+    crop_padding: int = number(0, 64)
+    colour_jitter: float = number(0.0, 0.9)
+    stain_jitter: float = number(0.0, 0.9)
+    precision: str = choice("auto", "bfloat16", "float32")
+    reporting_period: int = number(1)
+    evaluation_size: int = number(0)
+
+    rounds: int = number(1)
+    initial_labeled_size: int = number(1)
+    samples_to_label: int = number(1)
+    label_budget: int = number(1)
+    between_rounds: str = choice("keep", "shrink_and_perturb", "reset")
+    shrink_factor: float = number(0.0, 1.0)
+    perturb_scale: float = number(0.0, 1.0)
+
+    query_strategy: str = choice(*STRATEGIES)
+    uncertainty: str = choice("mc_dropout", "softmax")
+    mc_dropout_passes: int = number(2, 1000)
+    prefilter_factor: int = number(1, 10_000)
+    candidate_pool_size: int = number(0)
+    scoring_batch_size: int = number(1)
+
+    EXAMPLES: ClassVar[dict[type, str]] = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+    }
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> Hyperparameters:
+        """Check `values`, as they stand under `hyperparameters:` in YAML.
+
+        Raises:
+            HyperparameterError: on the first one that cannot be used.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in fields:
+                raise HyperparameterError(
+                    f"hyperparameters.{name}: unknown{nearest(str(name), tuple(fields))}; "
+                    f"known are {', '.join(fields)}"
+                )
+        missing = [name for name in fields if name not in values]
+        if missing:
+            raise HyperparameterError(
+                f"hyperparameters.{missing[0]}: missing; give it a value as config.yaml does"
+            )
+        checked = {name: _checked(field, values[name]) for name, field in fields.items()}
+        hyperparameters = cls(**checked)
+        hyperparameters._check_together()
+        return hyperparameters
+
+    def _check_together(self) -> None:
+        """Refuse values that are allowed one by one and make no sense together."""
+        if self.batch_size > self.initial_labeled_size:
+            raise HyperparameterError(
+                f"hyperparameters.batch_size: {self.batch_size} is more than the "
+                f"{self.initial_labeled_size} images labelled at first; lower it, "
+                "or raise initial_labeled_size"
+            )
+        if self.initial_labeled_size > self.label_budget:
+            raise HyperparameterError(
+                f"hyperparameters.initial_labeled_size: {self.initial_labeled_size} is more than "
+                f"label_budget: {self.label_budget}; lower it, or raise the budget"
+            )
+        if self.validation_fraction + self.test_fraction > 0.95:
+            raise HyperparameterError(
+                f"hyperparameters.validation_fraction: {self.validation_fraction} and "
+                f"test_fraction: {self.test_fraction} leave nothing to train on; lower them"
+            )
+        if self.uncertainty == "mc_dropout" and self.dropout == 0:
+            raise HyperparameterError(
+                "hyperparameters.dropout: 0 makes all Monte Carlo passes the same; "
+                "raise it, or set uncertainty: softmax"
+            )
+        if STRATEGIES[self.query_strategy].stochastic and self.uncertainty == "softmax":
+            raise HyperparameterError(
+                f"hyperparameters.uncertainty: softmax gives {self.query_strategy} no second "
+                "opinion to compare; set mc_dropout, or another query_strategy"
+            )
+        if 0 < self.candidate_pool_size < self.samples_to_label:
+            raise HyperparameterError(
+                f"hyperparameters.candidate_pool_size: {self.candidate_pool_size} candidates are "
+                f"fewer than samples_to_label: {self.samples_to_label}; raise it, or set 0 for all"
+            )
+        if self.crop_padding >= self.image_size:
+            raise HyperparameterError(
+                f"hyperparameters.crop_padding: {self.crop_padding} pixels are no less than the "
+                f"image's {self.image_size}; lower it"
+            )
+
+    def query_sizes(self, pool_size: int) -> tuple[int, ...]:
+        """How many images each round labels: until rounds, budget or pool are used up.
+
+        Raises:
+            HyperparameterError: the first round or the budget asks for more than the pool holds.
+        """
+        for name in ("initial_labeled_size", "label_budget"):
+            if getattr(self, name) > pool_size:
+                raise HyperparameterError(
+                    f"hyperparameters.{name}: {getattr(self, name)} is more than the {pool_size} "
+                    f"training images of {self.dataset}; lower it"
+                )
+        sizes = [self.initial_labeled_size]
+        while len(sizes) < self.rounds and sum(sizes) < self.label_budget:
+            sizes.append(min(self.samples_to_label, self.label_budget - sum(sizes)))
+        return tuple(sizes)
+
+
+def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
+    """`value` in the type of `field`, or HyperparameterError."""
+    wanted = {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
+    fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and wanted is not bool):
+        raise HyperparameterError(
+            f"hyperparameters.{field.name}: {value!r} is not "
+            f"{Hyperparameters.EXAMPLES[wanted]}{_range_text(field)}"
+        )
+    if "low" in field.metadata and not (
+        field.metadata["low"] <= value <= field.metadata["high"] and math.isfinite(value)
+    ):
+        raise HyperparameterError(
+            f"hyperparameters.{field.name}: {value!r} is out of range{_range_text(field)}"
+        )
+    if "allowed" in field.metadata and value not in field.metadata["allowed"]:
+        allowed = field.metadata["allowed"]
+        raise HyperparameterError(
+            f"hyperparameters.{field.name}: {value!r} is unknown{nearest(value, allowed)}; "
+            f"allowed are {', '.join(allowed)}"
+        )
+    return wanted(value)
+
+
+def _range_text(field: dataclasses.Field[Any]) -> str:
+    if "allowed" in field.metadata:
+        return f"; allowed are {', '.join(field.metadata['allowed'])}"
+    if "low" not in field.metadata:
+        return ""
+    low, high = field.metadata["low"], field.metadata["high"]
+    return f"; give at least {low}" + ("" if high == math.inf else f", at most {high}")

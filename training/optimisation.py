@@ -1,0 +1,46 @@
+"""The optimizer, its learning rate at every step, and what becomes of weights between rounds."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+
+def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused where the device has it.
+
+    Weight decay acts on matrices and kernels only: shrinking a norm's scale or a bias does not
+    regularise the function that the network computes.
+    """
+    decayed = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    on_cuda = next(network.parameters()).is_cuda
+    return torch.optim.AdamW(groups, lr=0.0, fused=on_cuda, foreach=not on_cuda)
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) -> float:
+    """The rate for `step` of a round of `steps`: linear warm-up to `peak`, then a cosine to 0.
+
+    A closed form of the step, so that nothing about it needs saving.
+    """
+    warmup = max(1, round(warmup_fraction * steps))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+
+@torch.no_grad()
+def shrink_and_perturb(network: nn.Module, fresh: nn.Module, shrink: float, perturb: float) -> None:
+    """Move every weight to `shrink * weight + perturb * fresh weight`.
+
+    Ash & Adams 2020, arXiv 1910.08475: keeps what was learnt as a direction, and wins back the
+    ability to learn from new labels that a converged network has lost.
+    """
+    for parameter, new in zip(network.parameters(), fresh.parameters(), strict=True):
+        parameter.mul_(shrink).add_(new, alpha=perturb)
