@@ -391,7 +391,7 @@ class ActiveLearner:
             generator,
             self.hp.pretrained,
         )
-        return network.to(self.device, memory_format=torch.channels_last)
+        return network.to(self.device).to(memory_format=torch.channels_last)
 
     def _generator(self, purpose: str, number: int) -> torch.Generator:
         return make_generator(self._seed, purpose, number, device=self.device)

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from data_sources import bundled_digits, hdf5, image_folder, medmnist_npz
-from data_sources.raw import DataError, RawSplit, RawSplits
+from data_sources.raw import DataError, DownloadError, RawSplit, RawSplits
 from data_sources.splitting import SplitRequest
 
 __all__ = [
     "DataError",
+    "DownloadError",
     "ImageStore",
     "Splits",
     "channel_statistics",
@@ -173,8 +174,6 @@ def normalise(
 
 def _checked(raw: RawSplits, image_size: int) -> Splits:
     """`raw` as `Splits`, once every promise that `ImageStore` makes is known to hold."""
-    if len(raw.class_names) < 2:
-        raise DataError(f"{raw.name}: {len(raw.class_names)} class; at least two are needed")
     channels = raw.channels
     stores = {}
     for name in ("train", "val", "test"):
@@ -183,6 +182,9 @@ def _checked(raw: RawSplits, image_size: int) -> Splits:
         labels = _checked_labels(split, len(raw.class_names))
         channels = images.shape[1]
         stores[name] = ImageStore(images, labels, raw.class_names)
+    if len(raw.class_names) < 2:
+        found = ", ".join(map(repr, raw.class_names))
+        raise DataError(f"{raw.name}: {len(raw.class_names)} class ({found}); give two or more")
     _check_classes(raw, stores)
     return Splits(raw.name, **stores)
 

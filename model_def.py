@@ -93,11 +93,11 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
 
     def build_training_data_loader(self) -> pytorch.DataLoader:
         """Numbers of the batches of one round, of which each rank gets its share."""
-        return pytorch.DataLoader(range(self.hp.batches_per_round * self.ranks.size), batch_size=1)
+        return _numbers(self.hp.batches_per_round * self.ranks.size)
 
     def build_validation_data_loader(self) -> pytorch.DataLoader:
         """One item per rank: each shares in the one evaluation that there is."""
-        return pytorch.DataLoader(range(self.ranks.size), batch_size=1)
+        return _numbers(self.ranks.size)
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
         """The one callback, through which the learner's state travels in checkpoints."""
@@ -331,7 +331,7 @@ def run_locally(arguments: argparse.Namespace) -> None:
     """Run, or go on with, an experiment on this machine."""
     distributed = _join_process_group()
     chief = distributed is None or distributed.rank == 0
-    folder, config = None, {}
+    folder: RunFolder | None = None
     if arguments.resume is not None:
         folder, config = RunFolder.open(arguments.resume)
     else:
@@ -415,6 +415,11 @@ def _without_code_copies() -> Iterator[None]:
         yield
 
 
+def _numbers(count: int) -> pytorch.DataLoader:
+    """A loader of 0, 1, ..., count - 1, one at a time, of which each rank gets its share."""
+    return pytorch.DataLoader(torch.utils.data.TensorDataset(torch.arange(count)), batch_size=1)
+
+
 def _bar(iterable: Any, title: str) -> Any:
     return tqdm(iterable, desc=title, leave=False, disable=None)
 
@@ -438,9 +443,9 @@ def _allow_numpy_random_state() -> None:
     """
     if not hasattr(torch.serialization, "add_safe_globals"):
         return  # torch before 2.4
-    multiarray = np._core.multiarray if hasattr(np, "_core") else np.core.multiarray
+    core_module = getattr(np, "_core", None) or np.core  # numpy 2 has renamed it
     torch.serialization.add_safe_globals(
-        [multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))]
+        [core_module.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))]
     )
 
 

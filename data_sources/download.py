@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data_sources.raw import DataError, describe_os_error
+from data_sources.raw import DownloadError, describe_os_error
 
 CONNECT_SECONDS = 10  # also the longest silence allowed between two reads
 LOCK_SECONDS = 3600  # another process may be fetching a large file over a slow line
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 def download_once(url: str, md5: str, target: Path) -> None:
     """Fetch `url` to `target` unless it is there by the time this process holds the lock.
 
-    Raises DataError, within seconds when there is no network, saying what to fetch by hand.
+    Raises DownloadError, within seconds when there is no network, saying what to fetch by hand.
     """
     by_hand = f"download {url} by hand and save it as {target}"
     try:
@@ -34,13 +34,15 @@ def download_once(url: str, md5: str, target: Path) -> None:
             if not target.exists():
                 _fetch(url, md5, target)
     except Timeout as error:
-        raise DataError(
+        raise DownloadError(
             f"{error.lock_file}: held by another process for over {LOCK_SECONDS} s; "
             f"end that process, or {by_hand}"
         ) from error
     # NotImplementedError: the file system has no locks. ValueError: not the file we asked for.
     except (OSError, http.client.HTTPException, NotImplementedError, ValueError) as error:
-        raise DataError(f"{target}: could not be downloaded ({_why(error)}); {by_hand}") from error
+        raise DownloadError(
+            f"{target}: could not be downloaded ({_why(error)}); {by_hand}"
+        ) from error
 
 
 def _why(error: Exception) -> str:

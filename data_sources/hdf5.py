@@ -38,7 +38,8 @@ def load(name: str, data_dir: Path, image_size: int) -> RawSplits:
         )
         for split, word in SPLITS.items()
     }
-    class_names = tuple(str(label) for label in np.unique(splits["train"].labels))
+    labels = np.concatenate([split.labels.reshape(-1) for split in splits.values()])
+    class_names = tuple(str(label) for label in np.unique(labels))
     return RawSplits(name, class_names, splits["train"], splits["val"], splits["test"])
 
 
@@ -76,8 +77,11 @@ def _read(path: Path, key: str, image_size: int | None) -> NDArray[np.generic]:
 
 
 def _read_labels(dataset: Any, where: str) -> NDArray[np.generic]:
-    if dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES:
-        raise DataError(f"{where}: shape {dataset.shape}; give one label per image")
+    too_many = dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES
+    if too_many or dataset.dtype.kind not in "iu":
+        raise DataError(
+            f"{where}: {dataset.dtype} of shape {dataset.shape}; give one whole number per image"
+        )
     return np.asarray(dataset[()])
 
 

@@ -16,6 +16,10 @@ class DataError(ValueError):
     """The data cannot be used. One line: the thing, the value found, the remedy."""
 
 
+class DownloadError(DataError):
+    """The data are not there, and cannot be downloaded either."""
+
+
 @dataclass(frozen=True)
 class RawSplit:
     """One split as its source stores it: `[N, H, W]` or `[N, H, W, C]` images and their labels.

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import Block, Points, squared_distances
+from .geometry import (
+    Block,
+    Points,
+    inner_products,
+    smallest_squared_distance,
+    squared_distances,
+)
 from .scores import top_k_stable
 
 PROPOSALS = 512
@@ -70,7 +76,7 @@ def lower_to(points: Points, chosen: Tensor, nearest: Tensor) -> None:
     """Lower `nearest` [n] in place to the squared distances to the points at `chosen`."""
     block = points.block(chosen)
     for rows in points.slices(len(chosen)):
-        distances = squared_distances(points.block(rows), block).amin(dim=1)
+        distances = smallest_squared_distance(points.block(rows), block)
         nearest[rows] = torch.minimum(nearest[rows], distances)
     nearest[chosen] = 0
 
@@ -152,13 +158,13 @@ def nearest_to_means(owner: Tensor, distance: Tensor, k: int) -> Tensor:
 
 def _assign(points: Points, centres: Tensor) -> Tensor:
     """The nearest of `centres` (float32 [k, D]) for each point: int64 [n]."""
-    block = Block((centres,), centres.square().sum(dim=1))
-    return torch.cat(
-        [
-            squared_distances(points.block(rows), block).argmin(dim=1)
-            for rows in points.slices(len(centres))
-        ]
-    )
+    norms = centres.square().sum(dim=1)
+    block = Block((centres,), norms)
+    owner = [
+        inner_products(points.block(rows), block).sub_(norms / 2).argmax(dim=1)
+        for rows in points.slices(len(centres))
+    ]
+    return torch.cat(owner)
 
 
 def _means(points: Points, owner: Tensor, centres: Tensor, weights: Tensor | None) -> Tensor:

@@ -30,8 +30,8 @@ def k_center(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     greedy picks are exact; see `farthest_first` for how, and for the cost.
     """
     count = pick_count(scores, k)
-    if count == len(scores.candidates):
-        return scores.candidates
+    if count in (0, len(scores.candidates)):
+        return scores.candidates[:count]
     points = Points.of(required_embeddings(scores))
     return scores.candidates[farthest_first(points, count, distance_to_labelled(scores, points))]
 
@@ -42,8 +42,8 @@ def k_means(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     As a baseline in Sener & Savarese 2018. For the cost see `k_means_clusters`.
     """
     count = pick_count(scores, k)
-    if count == len(scores.candidates):
-        return scores.candidates
+    if count in (0, len(scores.candidates)):
+        return scores.candidates[:count]
     points = Points.of(required_embeddings(scores))
     owner, distance = k_means_clusters(points, count, generator)
     return scores.candidates[nearest_to_means(owner, distance, count)]

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import Points, squared_distances
+from .geometry import Points, smallest_squared_distance, squared_distances
 
 FRONT = 1024
 
@@ -65,7 +65,7 @@ def farthest_first(
 def _pick_inside(
     points: Points, front: Tensor, nearest: Tensor, weights: Tensor, steps: int
 ) -> tuple[Tensor, Tensor]:
-    """`steps` greedy picks among the front: positions inside it, and the score each was picked at."""
+    """`steps` greedy picks among the front: positions inside it, and the scores they had."""
     block = points.block(front)
     between = squared_distances(block, block)
     between.fill_diagonal_(-1)  # a picked point falls below every other
@@ -79,10 +79,10 @@ def _pick_inside(
 
 
 def _apply(points: Points, chosen: Tensor, nearest: Tensor, reach: Tensor) -> None:
-    """Lower `nearest` in place for the new centres; `reach`: their squared distances when picked."""
+    """Lower `nearest` in place for new centres; reach: their squared distances when picked."""
     block = points.block(chosen)
     active = torch.nonzero(nearest > reach.min() / 4)[:, 0]
-    for rows in active.split(points.rows_per_block(len(chosen))):
-        distances = squared_distances(points.block(rows), block).amin(dim=1)
+    for rows in torch.split(active, points.rows_per_block(len(chosen))):
+        distances = smallest_squared_distance(points.block(rows), block)
         nearest[rows] = torch.minimum(nearest[rows], distances)
     nearest[chosen] = -1

@@ -65,10 +65,9 @@ def uncertainty_diversity(
     """
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
-    required_embeddings(scores)
     kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
-    if count == len(kept.candidates):
-        return kept.candidates
+    if count in (0, len(kept.candidates)):
+        return kept.candidates[:count]
     points = Points.of(required_embeddings(kept))
     positions = sample_by_distance(
         points,
@@ -87,7 +86,6 @@ def half_and_half(scores: PoolScores, k: int, generator: torch.Generator) -> Ten
     """
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
-    required_embeddings(scores)
     order = top_k_stable(uncertainty, len(uncertainty))
     by_entropy, others = order[: (count + 1) // 2], order[(count + 1) // 2 :]
     spread = k_means(scores.take(others), count - len(by_entropy), generator)

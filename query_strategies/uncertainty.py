@@ -14,7 +14,8 @@ from .scores import PoolScores, pick_count, required_probabilities, top_k_stable
 
 def predictive_entropy(probabilities: Tensor) -> Tensor:
     """Entropy in nats, float32 [n], of the mean over the T passes of `probabilities` [T, n, C]."""
-    return torch.special.entr(probabilities.mean(dim=0)).sum(dim=-1)
+    entropies: Tensor = torch.special.entr(probabilities.mean(dim=0))
+    return entropies.sum(dim=-1)
 
 
 def mutual_information(probabilities: Tensor) -> Tensor:

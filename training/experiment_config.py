@@ -31,7 +31,8 @@ def load(path: Path) -> dict[str, Any]:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
-        raise ConfigError(f"--config {path}: {reason}; give a YAML file such as config.yaml")
+        message = f"--config {path}: {reason}; give a YAML file such as config.yaml"
+        raise ConfigError(message) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = " ".join(str(error).split())
         raise ConfigError(f"--config {path}: not valid YAML ({where}); correct it there") from None

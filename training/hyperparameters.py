@@ -37,7 +37,7 @@ def choice(*allowed: str) -> Any:
     return dataclasses.field(metadata={"allowed": allowed})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
     """Validated hyperparameters of one trial. What each one does is said in config.yaml."""
 

@@ -1,0 +1,31 @@
+# make run     install, then run the main job: PathMNIST, or the bundled digits without it
+# make test    install, then run the tests
+# make check   lint, formatting and types
+#
+# DATA_DIR=where/the/data/lie  OUTPUT_DIR=new/run/folder  CONFIG=configs/another.yaml
+
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+DATA_DIR ?= data
+OUTPUT_DIR ?=
+CONFIG ?=
+
+.PHONY: run test check
+
+run: $(VENV)/installed
+	@$(PYTHON) -m tools.main_job --data-dir "$(DATA_DIR)" \
+		$(if $(CONFIG),--config "$(CONFIG)") $(if $(OUTPUT_DIR),--output-dir "$(OUTPUT_DIR)")
+
+test: $(VENV)/installed
+	@$(PYTHON) -m pytest
+
+check: $(VENV)/installed
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m mypy .
+
+$(VENV)/installed: requirements.txt tests/requirements.txt
+	python3 -m venv $(VENV)
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check \
+		-r requirements.txt -r tests/requirements.txt
+	@touch $@

@@ -1,0 +1,104 @@
+"""Query strategies written the slow and obvious way, in NumPy float64, for tests to compare with.
+
+All of them speak of positions 0..n-1, and give ties to the smaller one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+def ranking(values: Array, k: int) -> list[int]:
+    """Positions of the k largest values, best first."""
+    return sorted(range(len(values)), key=lambda i: (-values[i], i))[:k]
+
+
+def entropy_of(distribution: Array) -> float:
+    return -sum(float(p) * math.log(p) for p in distribution if p > 0)
+
+
+def entropies(probabilities: Array) -> Array:
+    return np.array([entropy_of(p) for p in probabilities.mean(axis=0)])
+
+
+def margins(probabilities: Array) -> Array:
+    return np.array([1 - (sorted(p)[-1] - sorted(p)[-2]) for p in probabilities.mean(axis=0)])
+
+
+def least_confidences(probabilities: Array) -> Array:
+    return np.array([1 - max(p) for p in probabilities.mean(axis=0)])
+
+
+def mutual_informations(probabilities: Array) -> Array:
+    passes, n, _ = probabilities.shape
+    return np.array(
+        [
+            entropy_of(probabilities[:, i].mean(axis=0))
+            - sum(entropy_of(probabilities[t, i]) for t in range(passes)) / passes
+            for i in range(n)
+        ]
+    )
+
+
+def squared_distance(a: Array, b: Array) -> float:
+    return float(((a - b) ** 2).sum())
+
+
+def nearest_squared(points: Array, centres: Array) -> Array:
+    """Squared distance of each point to the nearest centre; inf where there is none."""
+    return np.array(
+        [min((squared_distance(p, c) for c in centres), default=np.inf) for p in points]
+    )
+
+
+def k_center(points: Array, labelled: Array, k: int, weights: Array | None = None) -> list[int]:
+    """Greedy k-center, one pick at a time; the weights multiply the squared distances."""
+    weights = np.ones(len(points)) if weights is None else weights
+    picked: list[int] = []
+    if len(labelled) == 0 and k > 0:
+        picked = [int(np.argmin(((points - points.mean(axis=0)) ** 2).sum(axis=1)))]
+    while len(picked) < k:
+        nearest = nearest_squared(points, np.concatenate([labelled, points[picked]])) * weights
+        nearest[picked] = -1
+        picked.append(int(np.argmax(nearest)))
+    return picked
+
+
+def worst_regret(points: Array, labelled: Array, picked: list[int]) -> float:
+    """The most by which a pick, in order, fell short of the farthest point at its time, relative
+    to the spread of the points. Zero for a greedy k-center run, whichever way it breaks ties.
+    """
+    spread = float(((points - points.mean(axis=0)) ** 2).sum(axis=1).max()) or 1.0
+    worst = 0.0
+    for step in range(0 if len(labelled) else 1, len(picked)):
+        centres = np.concatenate([labelled, points[picked[:step]]])
+        nearest = nearest_squared(points, centres)
+        worst = max(worst, float(nearest.max() - nearest[picked[step]]) / spread)
+    return worst
+
+
+def k_means(
+    points: Array, seeds: list[int], rounds: int, weights: Array | None = None
+) -> tuple[list[int], Array]:
+    """Lloyd's algorithm: the cluster of each point, and the means."""
+    weights = np.ones(len(points)) if weights is None else weights
+    centres = points[seeds].copy()
+
+    def assign() -> list[int]:
+        return [int(np.argmin([squared_distance(p, c) for c in centres])) for p in points]
+
+    owner = assign()
+    for _ in range(rounds):
+        for j in range(len(centres)):
+            members = [i for i in range(len(points)) if owner[i] == j]
+            if weights[members].sum() > 0:
+                centres[j] = np.average(points[members], axis=0, weights=weights[members])
+        previous, owner = owner, assign()
+        if owner == previous:
+            break
+    return owner, centres

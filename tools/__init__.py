@@ -1,0 +1,1 @@
+"""What people run beside a trial: python -m tools.NAME. Nothing here imports determined."""
