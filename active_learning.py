@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from data import ImageStore, channel_statistics, normalise
 from query_strategies import PoolScores, get_strategy, predictive_entropy
-from resnet_custom import ResNetCustom, dropout_masks
+from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
 from training.hyperparameters import Hyperparameters
 from training.metrics import TrainingMeter, classification_metrics
 from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
 from training.precision import compute_dtype
-from training.ranks import Ranks
+from training.ranks import ALONE, Ranks
 from training.seeds import make_generator
 
 UNLABELLED = -1
@@ -159,7 +159,7 @@ class ActiveLearner:
         train: ImageStore,
         oracle: SimulatedOracle,
         seed: int,
-        ranks: Ranks = Ranks(),
+        ranks: Ranks = ALONE,
         progress: Bar = lambda iterable, title: iterable,
     ) -> None:
         hp = hyperparameters
@@ -382,9 +382,9 @@ class ActiveLearner:
         self.step = state["step"]
         self._planned_round = -1
 
-    def _fresh_network(self, round_: int) -> ResNetCustom:
+    def _fresh_network(self, round_: int) -> SplitNetwork:
         generator = make_generator(self._seed, "weights", round_)
-        network = ResNetCustom(
+        network = SplitNetwork(
             self.hp.architecture,
             self._train.num_classes,
             self._train.channels,

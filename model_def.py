@@ -60,9 +60,10 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.run_folder = run_folder
         self.seed = context.get_trial_seed() if seed is None else seed
         self.ranks = Ranks(context.distributed.rank, context.distributed.size)
-        self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
-        splits = load_data(self.hp)
-        sizes = self.hp.query_sizes(len(splits.train))
+        with _refused_as_invalid_hp():
+            self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
+            splits = load_data(self.hp)
+            sizes = self.hp.query_sizes(len(splits.train))
         if run_folder is not None:
             run_folder.check_identity(
                 {"dataset": splits.name, "data": splits.fingerprint(), "seed": self.seed}
@@ -84,10 +85,11 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.steps_bar: tqdm[Any] | None = None
         if self.ranks.rank == 0:
             logger.info(
-                "%s: %d training images of %d classes, %d of %d validation and %d of %d test images; "
-                "%d rounds label %s; %s in %s on %s, seed %d",
+                "%s: %d training images of %d classes, %d of %d validation images, "
+                "%d of %d test images; %d rounds label %s; %s in %s on %s, seed %d",
                 splits.name, len(splits.train), splits.num_classes, len(self.val),
-                len(splits.val), len(self.test), len(splits.test), len(sizes), " + ".join(map(str, sizes)), self.hp.architecture,
+                len(splits.val), len(self.test), len(splits.test),
+                len(sizes), " + ".join(map(str, sizes)), self.hp.architecture,
                 str(self.learner.compute_dtype).removeprefix("torch."), context.device, self.seed,
             )  # fmt: skip
 
@@ -201,7 +203,7 @@ class _Callback(pytorch.PyTorchCallback):
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         # On a cluster, a checkpoint without steps done is another trial's: its weights are a
         # start, its pool is not ours. Off the cluster the number is always 0.
-        self.warm_start = det.get_cluster_info() is not None and first_batch_idx == 0
+        self.warm_start = trial_on_cluster() is not None and first_batch_idx == 0
 
     def state_dict(self) -> dict[str, Any]:
         return self.trial.learner.state_dict()
@@ -235,18 +237,33 @@ class TrainingDivergedError(RuntimeError):
     """The training loss is no longer a number."""
 
 
+def trial_on_cluster() -> det.ClusterInfo | None:
+    """What the cluster says of the trial that this process runs.
+
+    None off a cluster, and in a cluster's notebooks and shells, where runs are local ones.
+    """
+    info = det.get_cluster_info()
+    return info if info is not None and info.task_type == "TRIAL" else None
+
+
 def check_hyperparameters(values: Mapping[str, Any], ranks: int) -> Hyperparameters:
-    """Validated hyperparameters; on a cluster, `det.InvalidHP` for those that make no trial."""
+    """Validated hyperparameters, or HyperparameterError for those that make no trial."""
+    hyperparameters = Hyperparameters.from_mapping(values)
+    if hyperparameters.batch_size % ranks:
+        raise HyperparameterError(
+            f"hyperparameters.batch_size: {hyperparameters.batch_size} cannot be shared by "
+            f"{ranks} processes; make it a multiple of {ranks}"
+        )
+    return hyperparameters
+
+
+@contextlib.contextmanager
+def _refused_as_invalid_hp() -> Iterator[None]:
+    """On a cluster, let a search go on without a trial whose hyperparameters make none."""
     try:
-        hyperparameters = Hyperparameters.from_mapping(values)
-        if hyperparameters.batch_size % ranks:
-            raise HyperparameterError(
-                f"hyperparameters.batch_size: {hyperparameters.batch_size} cannot be shared by "
-                f"{ranks} processes; make it a multiple of {ranks}"
-            )
-        return hyperparameters
+        yield
     except HyperparameterError as error:
-        if det.get_cluster_info() is None:
+        if trial_on_cluster() is None:
             raise
         logger.error("%s", error)
         raise det.InvalidHP(str(error)) from error
@@ -331,26 +348,32 @@ def run_locally(arguments: argparse.Namespace) -> None:
     """Run, or go on with, an experiment on this machine."""
     distributed = _join_process_group()
     chief = distributed is None or distributed.rank == 0
-    folder: RunFolder | None = None
+    resumed: RunFolder | None = None
     if arguments.resume is not None:
-        folder, config = RunFolder.open(arguments.resume)
+        resumed, config = RunFolder.open(arguments.resume)
     else:
         config = _drawn(override(load(arguments.config), _overrides(arguments)), chief)
-        check_hyperparameters(config["hyperparameters"], distributed.size if distributed else 1)
-        if chief:
-            name = f"{Path(arguments.config).stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-            folder = RunFolder.create(arguments.output_dir or Path("runs") / name, config)
-    checkpoint = folder.latest_checkpoint() if folder and arguments.resume else None
-    if distributed is not None:
-        checkpoint = distributed.broadcast(checkpoint)
-        path = distributed.broadcast(folder.path if folder else None)
-        folder = folder if chief else None
-    else:
-        assert folder is not None
-        path = folder.path
-    seed = config["reproducibility"]["experiment_seed"]
+    hp = check_hyperparameters(config["hyperparameters"], distributed.size if distributed else 1)
+    folder: RunFolder | None = None
+    checkpoint: str | None = None
+    done = 0
     if chief:
-        logger.info("run folder: %s", path)
+        folder = resumed or RunFolder.create(_new_folder(arguments), config)
+        checkpoint = folder.latest_checkpoint()
+        done = _rounds_done(folder, checkpoint)
+        logger.info("run folder: %s", folder.path)
+    # The first rank alone looks after the folder; the others hear from it.
+    start = (folder.path, checkpoint, done) if folder else None
+    if distributed is not None:
+        start = distributed.broadcast(start)
+    assert start is not None
+    path, checkpoint, done = start
+    rounds = len(hp.query_sizes(hp.label_budget))
+    if done >= rounds:
+        if chief:
+            logger.info("nothing left to do: the run is finished, %d of %d rounds", done, rounds)
+        return
+    seed = config["reproducibility"]["experiment_seed"]
     with (
         _without_code_copies(),
         pytorch.init(
@@ -365,10 +388,16 @@ def run_locally(arguments: argparse.Namespace) -> None:
             context._core.train = _RunFolderMetrics(folder)
         trial = PathMNISTTrial(context, seed, folder)
         if folder is not None:
-            folder.rewind(_rounds_done(folder, checkpoint))
+            folder.rewind(done)
         fit(trial, checkpoint)
     if chief:
         logger.info("done: %s", path)
+
+
+def _new_folder(arguments: argparse.Namespace) -> Path:
+    """Where a new run keeps its files: as asked for, or named by configuration and time."""
+    name = f"{arguments.config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return Path(arguments.output_dir or Path("runs") / name)
 
 
 def _rounds_done(folder: RunFolder, checkpoint: str | None) -> int:
@@ -465,12 +494,26 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+def _print_error(error: Exception) -> None:
+    """One line on stderr; where all ranks have met the same mistake, one for all of them.
+
+    torchrun ends every rank as soon as one is gone, so none leaves before the line is out.
+    """
+    together = isinstance(error, (ConfigError, HyperparameterError)) and (
+        torch.distributed.is_available() and torch.distributed.is_initialized()
+    )
+    if not together or torch.distributed.get_rank() == 0:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+    if together:
+        torch.distributed.barrier()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run on the cluster that the environment names, or on this machine; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     _allow_numpy_random_state()
-    info = det.get_cluster_info()
-    if info is not None and info.task_type == "TRIAL":
+    info = trial_on_cluster()
+    if info is not None:
         run_on_cluster(info)
         return 0
     logging.getLogger("determined").setLevel(logging.WARNING)
@@ -480,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, HyperparameterError, DataError, RunFolderError) as error:
         if arguments.traceback:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _print_error(error)
         return 2
     except TrainingDivergedError as error:
         if arguments.traceback:

@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 for small medical images.
+"""ResNet-18, -34 and -50 for small medical images, and a small CNN for small machines.
 
 torchvision's ResNet with three changes: a 3x3 stride-1 stem instead of 7x7 stride-2, no max-pool
 (a 28x28 tile keeps its 28x28 grid through the first stage), and a Dropout -> Linear head.
@@ -15,11 +15,12 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-ARCHITECTURES = ("resnet18", "resnet34", "resnet50")
+RESNETS = ("resnet18", "resnet34", "resnet50")
+ARCHITECTURES = (*RESNETS, "small_cnn")
 
 
-class ResNetCustom(nn.Module):
-    """A residual network with a small-image stem and separable `embed` and `head`.
+class SplitNetwork(nn.Module):
+    """A network of two halves: `embed`, the backbone by name, and `head`.
 
     Args:
         architecture: one of `ARCHITECTURES`.
@@ -44,16 +45,16 @@ class ResNetCustom(nn.Module):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        # torchvision draws initial weights from the global generator; ours replace them below.
+        # Layers draw initial weights from the global generator; `initialise` replaces them.
         with torch.random.fork_rng(devices=[]):
-            self.backbone = torchvision.models.get_model(architecture, weights=None)
-            self.embedding_size: int = self.backbone.fc.in_features
-            self.backbone.conv1 = nn.Conv2d(in_channels, 64, 3, stride=1, padding=1, bias=False)
-            self.backbone.maxpool = nn.Identity()
-            self.backbone.fc = nn.Identity()
+            if architecture in RESNETS:
+                self.backbone, self.embedding_size = _resnet(architecture, in_channels)
+            else:
+                self.backbone, self.embedding_size = _small_cnn(in_channels)
             self.classifier = nn.Linear(self.embedding_size, num_classes)
         self.initialise(generator)
         if pretrained:
+            # Of all names in the backbone, only the stem's is not among the pretrained ones.
             self.backbone.load_state_dict(_imagenet_weights(architecture), strict=False)
 
     def initialise(self, generator: torch.Generator) -> None:
@@ -77,7 +78,7 @@ class ResNetCustom(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images [B, C, H, W] to embeddings [B, D]; D = 512 (ResNet-18, -34) or 2048 (-50)."""
+        """Images [B, C, H, W] to embeddings [B, D]; D is 2048 for a ResNet-50, 512 for -18, -34."""
         return self.backbone(images)
 
     def head(self, embeddings: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
@@ -101,6 +102,25 @@ class ResNetCustom(nn.Module):
     def forward(self, images: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] to logits [B, classes]."""
         return self.head(self.embed(images), dropout_mask)
+
+
+def _resnet(architecture: str, in_channels: int) -> tuple[nn.Module, int]:
+    """torchvision's network with a small-image stem and no head, and its embedding's size."""
+    backbone = torchvision.models.get_model(architecture, weights=None)
+    size = backbone.fc.in_features
+    backbone.conv1 = nn.Conv2d(in_channels, 64, 3, stride=1, padding=1, bias=False)
+    backbone.maxpool = nn.Identity()
+    backbone.fc = nn.Identity()
+    return backbone, size
+
+
+def _small_cnn(in_channels: int) -> tuple[nn.Module, int]:
+    """Two convolutions, each with BatchNorm, ReLU and 2x2 max-pool; and its embedding's size."""
+    layers: list[nn.Module] = []
+    for channels_in, channels_out in ((in_channels, 32), (32, 64)):
+        convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+        layers += [convolution, nn.BatchNorm2d(channels_out), nn.ReLU(), nn.MaxPool2d(2)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), 64
 
 
 def dropout_masks(count: int, size: int, probability: float, generator: torch.Generator) -> Tensor:

@@ -24,14 +24,15 @@ def sample_by_distance(
     generator: torch.Generator,
     nearest: Tensor | None = None,
     weights: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """k-means++ seeding: positions (int64 [k], distinct), each drawn with probability
     proportional to weight * squared distance to the nearest centre so far.
 
     nearest: float32 [n], squared distance to the nearest existing centre; None: there is none, and
-    the first is drawn in proportion to the weights alone. weights: float32 [n], not negative;
-    None: all one. Where only points of no mass remain (copies of centres), the smallest positions
-    among them are taken.
+    the first pick is `first` (int64 [1]) or, without it, drawn in proportion to the weights alone.
+    weights: float32 [n], not negative; None: all one. Where only points of no mass remain (copies
+    of centres), the smallest positions among them are taken. k must be at most n.
 
     Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding". Instead of one
     pass over the points per centre, many proposals are drawn from the distribution as it stood
@@ -44,22 +45,22 @@ def sample_by_distance(
     host synchronisation per batch of proposals, none per centre.
     """
     weights = torch.ones_like(points.squared_norms) if weights is None else weights
+    taken = torch.zeros_like(weights, dtype=torch.bool)
+    if k == 0:
+        return torch.empty_like(taken[:0], dtype=torch.int64)
     picked: list[Tensor] = []
     remaining = k
     if nearest is None:
-        nearest = torch.full_like(weights, torch.inf)
-        if k > 0:
+        if first is None:
             first = _draw(weights if bool(weights.any()) else weights + 1, 1, generator)
-            lower_to(points, first, nearest)
-            picked, remaining = [first], k - 1
+        nearest = torch.full_like(weights, torch.inf)
+        lower_to(points, first, nearest)
+        taken[first] = True
+        picked, remaining = [first], k - 1
     else:
         nearest = nearest.clone()
-    taken = torch.zeros_like(weights, dtype=torch.bool)
-    for positions in picked:
-        taken[positions] = True
     while remaining > 0:
-        mass = nearest * weights
-        mass[taken] = 0
+        mass = nearest * weights  # zero for the picks: each is its own nearest centre
         if not bool(mass.any()):
             picked.append(torch.nonzero(~taken)[:remaining, 0])
             break
@@ -69,7 +70,7 @@ def sample_by_distance(
         taken[kept] = True
         picked.append(kept)
         remaining -= len(kept)
-    return torch.cat(picked) if picked else torch.empty_like(taken[:0], dtype=torch.int64)
+    return torch.cat(picked)
 
 
 def lower_to(points: Points, chosen: Tensor, nearest: Tensor) -> None:

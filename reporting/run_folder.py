@@ -7,7 +7,7 @@ queries.csv               round, dataset index, label and uncertainty of every l
 learning_curve.png        accuracy and AUC against labels
 queried_round_*.png       what the round asked for
 tensorboard/              event files
-checkpoints/              the last and the best; checkpoints.json says which is which
+checkpoints/              the last two and the best; checkpoints.json lists them, by round
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,12 +25,13 @@ import torch
 import yaml
 from torch import Tensor
 
-from reporting.files import csv_text, write_atomically
 from reporting.figures import contact_sheet, learning_curve
+from reporting.files import csv_text, write_atomically
 
 FORMAT = 1
 QUERY_COLUMNS = ("round", "index", "label", "class", "uncertainty")
-STATE_FILE = "state_dict.pth"  # the name that Determined gives it in a checkpoint
+
+logger = logging.getLogger(__name__)
 
 
 class RunFolderError(ValueError):
@@ -158,6 +160,7 @@ class RunFolder:
         """Forget what was written of rounds from `rounds` on; they are about to be run again."""
         self._metrics = {r: row for r, row in self._metrics.items() if r < rounds}
         self._queries = [row for row in self._queries if int(row[0]) < rounds]
+        self.checkpoint_entries = [e for e in self.checkpoint_entries if e["round"] < rounds]
 
     def _read_tables(self) -> None:
         for row in _read_csv(self.path / "metrics.csv"):
@@ -180,12 +183,16 @@ class RunFolder:
         return self.path / "checkpoints"
 
     def record_checkpoint(self, uuid: str, round_: int, val_loss: float) -> None:
-        """Take checkpoint `uuid` into the books, and delete all but the last and the best."""
-        digest = file_digest(self.checkpoints / uuid / STATE_FILE)
-        entry = {"uuid": uuid, "round": round_, "val_loss": val_loss, "blake2b": digest}
+        """Take checkpoint `uuid` into the books, and delete all but the last two and the best.
+
+        The last but one is there for the day when the last, written just before the power went,
+        turns out not to be whole.
+        """
+        digests = folder_digests(self.checkpoints / uuid)
+        entry = {"uuid": uuid, "round": round_, "val_loss": val_loss, "blake2b": digests}
         known = [*self.checkpoint_entries, entry]
         best = min(known, key=lambda one: one["val_loss"])
-        self.checkpoint_entries = [one for one in known if one is best or one is entry]
+        self.checkpoint_entries = [one for one in known if one is best or one in known[-2:]]
         write_atomically(
             self.path / "checkpoints.json", json.dumps(self.checkpoint_entries, indent=2) + "\n"
         )
@@ -194,13 +201,19 @@ class RunFolder:
     def latest_checkpoint(self) -> str | None:
         """Id of the newest checkpoint that is whole; None if the run has yet to write one.
 
+        The log says which one that is, and what is wrong with newer ones.
+
         Raises:
             RunFolderError: checkpoints were written and none of them is whole.
         """
         for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
-            file = self.checkpoints / entry["uuid"] / STATE_FILE
-            if file.exists() and file_digest(file) == entry["blake2b"]:
+            name = f"checkpoint {entry['uuid']} of round {entry['round'] + 1}"
+            damage = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
+            if not damage:
+                logger.info("going on from %s", name)
                 return str(entry["uuid"])
+            files = ", ".join(damage)
+            logger.warning("%s is damaged (%s); trying the one before", name, files)
         if self.checkpoint_entries:
             raise RunFolderError(
                 f"--resume {self.path}: its checkpoints are missing or damaged; start a new run"
@@ -215,13 +228,22 @@ class RunFolder:
                 shutil.rmtree(folder)
 
 
-def file_digest(path: Path) -> str:
-    """BLAKE2b of the file's bytes, in hexadecimal."""
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
+def folder_digests(folder: Path) -> dict[str, str]:
+    """BLAKE2b of each file directly in `folder`, in hexadecimal, by name."""
+    digests = {}
+    for path in sorted(folder.iterdir()):
+        digest = hashlib.blake2b(digest_size=16)
+        with path.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        digests[path.name] = digest.hexdigest()
+    return digests
+
+
+def damaged_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
+    """Names of the files that `folder_digests` found there once and would not find now."""
+    found = folder_digests(folder) if folder.is_dir() else {}
+    return [name for name, digest in expected.items() if found.get(name) != digest]
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from query_strategies import STRATEGIES
-from resnet_custom import ARCHITECTURES
+from resnet_custom import ARCHITECTURES, RESNETS
 
 
 class HyperparameterError(ValueError):
@@ -134,6 +134,11 @@ class Hyperparameters:
             raise HyperparameterError(
                 "hyperparameters.dropout: 0 makes all Monte Carlo passes the same; "
                 "raise it, or set uncertainty: softmax"
+            )
+        if self.pretrained and self.architecture not in RESNETS:
+            raise HyperparameterError(
+                f"hyperparameters.pretrained: there are no ImageNet weights for "
+                f"{self.architecture}; set false, or one of {', '.join(RESNETS)}"
             )
         if STRATEGIES[self.query_strategy].stochastic and self.uncertainty == "softmax":
             raise HyperparameterError(

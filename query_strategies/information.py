@@ -1,0 +1,118 @@
+"""BALD for batches: mutual information between the labels of a whole batch and the weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .scores import PoolScores, pick_count, required_probabilities, top_k_stable
+from .uncertainty import mutual_information
+
+MAX_PICKS = 100
+MAX_CONFIGURATIONS = 4096
+# Elements of a temporary: candidates x classes x label configurations.
+BLOCK_ELEMENTS = 2**22
+
+
+def power_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
+    """Candidates drawn without replacement in proportion to their BALD score.
+
+    Kirsch et al. 2023, "Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning",
+    with coldness 1, by the Gumbel top-k trick: the largest log score plus Gumbel noise, that is the
+    largest score over a standard exponential. O(T n C). ValueError below two passes.
+    """
+    count = pick_count(scores, k)
+    # The floor has candidates of no score follow the others in random order.
+    values = mutual_information(required_probabilities(scores, passes=2)).clamp_min(1e-12)
+    noise = torch.empty_like(values).exponential_(generator=generator)
+    return scores.candidates[top_k_stable(values.log() - noise.log(), count)]
+
+
+def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
+    """Greedily the batch whose labels together say most about the weights.
+
+    Kirsch et al. 2019, "BatchBALD: Efficient and Diverse Batch Acquisition for Deep Bayesian
+    Active Learning". The gain of a candidate x is I(y_x; weights | labels of the picks), the mean
+    over configurations of the picks' labels of the entropy of y_x under the posterior over passes
+    which that configuration leaves, less the mean entropy of y_x within a pass. All configurations
+    are enumerated while there are at most `MAX_CONFIGURATIONS`; from then on that many are sampled,
+    and each further pick draws its label in every one of them.
+
+    Gains only fall as picks are added, so candidates are looked at in order of their last known
+    gain, and only as far as could still win (lazy greedy; under sampling, up to its noise).
+
+    The passes must share dropout masks across images. Their number bounds what a batch can tell
+    (log T nats), so large batches gain nothing: ValueError above `MAX_PICKS` picks, and below two
+    passes. Time O(k n C M T) at most, M = `MAX_CONFIGURATIONS`.
+    """
+    count = pick_count(scores, k)
+    probabilities = required_probabilities(scores, passes=2)
+    if count > MAX_PICKS:
+        raise ValueError(
+            f"batch_bald selects at most {MAX_PICKS} images at a time, not {count}: "
+            "take a smaller query size, or power_bald"
+        )
+    passes = len(probabilities)
+    bounds = mutual_information(probabilities)
+    within = bounds.new_zeros(len(bounds))
+    for one_pass in probabilities:
+        within += torch.special.entr(one_pass).sum(dim=-1) / passes
+    # One configuration so far, the empty one: all passes equally likely.
+    weights = probabilities.new_ones(1)
+    posterior = probabilities.new_full((1, passes), 1 / passes)
+    picked: list[Tensor] = []
+    while len(picked) < count:
+        best = _largest_gain(probabilities, within, weights, posterior, bounds)
+        bounds[best] = -torch.inf
+        picked.append(best)
+        weights, posterior = _extend(weights, posterior, probabilities[:, best[0]], generator)
+    return scores.candidates[torch.cat(picked)] if picked else scores.candidates[:0]
+
+
+def _largest_gain(
+    probabilities: Tensor, within: Tensor, weights: Tensor, posterior: Tensor, bounds: Tensor
+) -> Tensor:
+    """Position (int64 [1]) of the largest gain; lowers `bounds` in place where it looked."""
+    order = top_k_stable(bounds, len(bounds))
+    configurations, classes = len(weights), probabilities.shape[-1]
+    step = max(1, BLOCK_ELEMENTS // (configurations * classes))
+    highest = -torch.inf
+    for start in range(0, len(order), step):
+        if float(bounds[order[start]]) < highest:
+            break
+        rows = order[start : start + step]
+        labels = torch.tensordot(posterior, probabilities[:, rows], dims=1)  # [M, rows, C]
+        entropies = torch.special.entr(labels).sum(dim=-1)
+        # A picked candidate keeps its bound of -inf.
+        gains = torch.minimum(weights @ entropies - within[rows], bounds[rows])
+        bounds[rows] = gains
+        highest = max(highest, float(gains.max()))
+    return top_k_stable(bounds, 1)
+
+
+def _extend(
+    weights: Tensor, posterior: Tensor, pick: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Configurations with the label of one more pick.
+
+    weights: [M], the probability of each configuration; posterior: [M, T], of each pass given the
+    configuration; pick: [T, C], the pick's probabilities.
+    """
+    classes = pick.shape[-1]
+    joint = posterior[:, :, None] * pick  # [M, T, C]
+    labels = joint.sum(dim=1)  # [M, C], the label's distribution given the configuration
+    if len(weights) * classes <= MAX_CONFIGURATIONS:
+        row = torch.arange(len(weights), device=weights.device).repeat_interleave(classes)
+        column = torch.arange(classes, device=weights.device).repeat(len(weights))
+        grown = (weights[:, None] * labels).flatten()
+    else:
+        if len(weights) < MAX_CONFIGURATIONS:  # the first sampled step: draw configurations too
+            row = torch.multinomial(
+                weights, MAX_CONFIGURATIONS, replacement=True, generator=generator
+            )
+        else:
+            row = torch.arange(len(weights), device=weights.device)
+        column = torch.multinomial(labels[row], 1, generator=generator)[:, 0]
+        grown = torch.full_like(labels[row, 0], 1 / MAX_CONFIGURATIONS)
+    posterior = joint[row, :, column]
+    return grown, posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-30)

@@ -1,0 +1,78 @@
+"""Fixtures shared by the tests: small hyperparameters and small real images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from active_learning import ActiveLearner, SimulatedOracle
+from data import ImageStore, Splits, load_splits
+from training.hyperparameters import Hyperparameters
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED_DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
+
+SMALL: dict[str, Any] = {
+    "architecture": "small_cnn",
+    "image_size": 8,
+    "batch_size": 8,
+    "batches_per_round": 3,
+    "rounds": 3,
+    "initial_labeled_size": 10,
+    "samples_to_label": 6,
+    "label_budget": 120,
+    "candidate_pool_size": 40,
+    "mc_dropout_passes": 4,
+    "scoring_batch_size": 32,
+    "evaluation_size": 30,
+    "reporting_period": 2,
+}
+
+
+def small_values(**changes: Any) -> dict[str, Any]:
+    """configs/digits.yaml's hyperparameters, made small and then changed."""
+    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
+    return {**config["hyperparameters"], **SMALL, **changes}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Two cores serve several test processes; more threads than cores slow all of them."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Splits:
+    return load_splits(
+        "digits",
+        ".",
+        image_size=8,
+        split_seed=0,
+        validation_fraction=0.15,
+        test_fraction=0.15,
+    )
+
+
+def part(store: ImageStore, size: int) -> ImageStore:
+    """The first `size` images of a store."""
+    return ImageStore(store.images[:size], store.labels[:size], store.class_names)
+
+
+@pytest.fixture
+def make_learner(digits: Splits) -> Callable[..., ActiveLearner]:
+    """Builds a learner on the first 120 training digits, with hyperparameters changed by name."""
+
+    def build(seed: int = 0, **changes: Any) -> ActiveLearner:
+        train = part(digits.train, 120)
+        oracle = SimulatedOracle(train.labels)
+        return ActiveLearner(
+            Hyperparameters.from_mapping(small_values(**changes)), train, oracle, seed
+        )
+
+    return build

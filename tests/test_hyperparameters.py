@@ -1,0 +1,227 @@
+"""Hyperparameters and configurations: what is accepted, drawn and refused, and how it is said."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import small_values
+from training.experiment_config import ConfigError, load, override, sample
+from training.hyperparameters import HyperparameterError, Hyperparameters
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"learning_rat": 0.1}, r"learning_rat: unknown \(did you mean learning_rate\?\)"),
+    ({"zzz": 1}, r"zzz: unknown; known are dataset"),
+    ({"batch_size": "64"}, r"batch_size: '64' is not a whole number; give at least 2"),
+    ({"batch_size": 6.5}, r"batch_size: 6.5 is not a whole number"),
+    ({"batch_size": True}, r"batch_size: True is not a whole number"),
+    ({"batch_size": None}, r"batch_size: None is not a whole number"),
+    ({"batch_size": [8]}, r"batch_size: \[8\] is not a whole number"),
+    ({"batch_size": {"type": "const"}}, r"batch_size: \{'type': 'const'\} is not a whole number"),
+    ({"batch_size": 1}, r"batch_size: 1 is out of range; give at least 2"),
+    ({"batch_size": -8}, r"batch_size: -8 is out of range"),
+    ({"batch_size": 11}, r"batch_size: 11 is more than the 10 images labelled at first"),
+    ({"batches_per_round": 0}, r"batches_per_round: 0 is out of range"),
+    ({"learning_rate": "1e-3"}, r"learning_rate: '1e-3' is not a number"),
+    ({"learning_rate": 0}, r"learning_rate: 0 is out of range; give at least 1e-08"),
+    ({"learning_rate": -1e-3}, r"learning_rate: -0.001 is out of range"),
+    ({"learning_rate": math.nan}, r"learning_rate: nan is out of range"),
+    ({"learning_rate": math.inf}, r"learning_rate: inf is out of range"),
+    ({"weight_decay": -1}, r"weight_decay: -1 is out of range"),
+    ({"warmup_fraction": 1.0}, r"warmup_fraction: 1.0 is out of range; .* at most 0.9"),
+    ({"label_smoothing": 1.0}, r"label_smoothing: 1.0 is out of range"),
+    ({"dropout": 1.0}, r"dropout: 1.0 is out of range"),
+    ({"dropout": 0.0}, r"dropout: 0 makes all Monte Carlo passes the same"),
+    ({"flips_and_rotations": "yes"}, r"flips_and_rotations: 'yes' is not true or false"),
+    ({"flips_and_rotations": 1}, r"flips_and_rotations: 1 is not true or false"),
+    ({"crop_padding": -1}, r"crop_padding: -1 is out of range"),
+    ({"crop_padding": 8}, r"crop_padding: 8 pixels are no less than the image's 8"),
+    ({"colour_jitter": 2.0}, r"colour_jitter: 2.0 is out of range"),
+    ({"stain_jitter": -0.1}, r"stain_jitter: -0.1 is out of range"),
+    ({"precision": "fp16"}, r"precision: 'fp16' is unknown; allowed are auto, bfloat16, float32"),
+    ({"reporting_period": 0}, r"reporting_period: 0 is out of range"),
+    ({"evaluation_size": -1}, r"evaluation_size: -1 is out of range"),
+    ({"rounds": 0}, r"rounds: 0 is out of range"),
+    ({"initial_labeled_size": 0}, r"initial_labeled_size: 0 is out of range"),
+    ({"initial_labeled_size": 121}, r"initial_labeled_size: 121 is more than label_budget: 120"),
+    ({"samples_to_label": 0}, r"samples_to_label: 0 is out of range"),
+    ({"samples_to_label": 41}, r"candidate_pool_size: 40 candidates are fewer than samples_to"),
+    ({"label_budget": 0}, r"label_budget: 0 is out of range"),
+    ({"between_rounds": "resett"}, r"between_rounds: 'resett' is unknown \(did you mean reset\?\)"),
+    ({"shrink_factor": 1.5}, r"shrink_factor: 1.5 is out of range"),
+    ({"perturb_scale": -0.5}, r"perturb_scale: -0.5 is out of range"),
+    ({"query_strategy": "entropi"}, r"query_strategy: 'entropi' .*\(did you mean entropy\?\)"),
+    ({"query_strategy": 3}, r"query_strategy: 3 is not a text; allowed are random"),
+    ({"query_strategy": "bald", "uncertainty": "softmax"}, r"softmax gives bald no second opinion"),
+    ({"uncertainty": "ensemble"}, r"uncertainty: 'ensemble' is unknown"),
+    ({"mc_dropout_passes": 1}, r"mc_dropout_passes: 1 is out of range; give at least 2"),
+    ({"prefilter_factor": 0}, r"prefilter_factor: 0 is out of range"),
+    ({"candidate_pool_size": -1}, r"candidate_pool_size: -1 is out of range"),
+    ({"scoring_batch_size": 0}, r"scoring_batch_size: 0 is out of range"),
+    ({"architecture": "resnet101"}, r"architecture: 'resnet101' is unknown \(did you mean resnet"),
+    ({"pretrained": "false"}, r"pretrained: 'false' is not true or false"),
+    ({"pretrained": True}, r"pretrained: there are no ImageNet weights for small_cnn"),
+    ({"image_size": 4}, r"image_size: 4 is out of range; give at least 8, at most 512"),
+    ({"validation_fraction": 0.0}, r"validation_fraction: 0.0 is out of range"),
+    ({"test_fraction": 0.9}, r"validation_fraction: 0.15 and test_fraction: 0.9 leave nothing"),
+    ({"dataset": 5}, r"dataset: 5 is not a text"),
+    ({"data_dir": None}, r"data_dir: None is not a text"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(change) for change, _ in REFUSED])
+def test_refused_by_name(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(HyperparameterError, match=message) as error:
+        Hyperparameters.from_mapping(small_values(**change))
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith("hyperparameters.")
+
+
+@pytest.mark.parametrize("name", sorted(small_values()))
+def test_missing_is_refused_by_name(name: str) -> None:
+    values = small_values()
+    del values[name]
+    with pytest.raises(HyperparameterError, match=rf"hyperparameters\.{name}: missing"):
+        Hyperparameters.from_mapping(values)
+
+
+@pytest.mark.parametrize("name", ["initial_labeled_size", "label_budget"])
+def test_more_than_the_pool_is_refused(name: str) -> None:
+    hp = Hyperparameters.from_mapping(small_values(**{"label_budget": 120, name: 101}))
+    with pytest.raises(HyperparameterError, match=rf"{name}: 1\d\d is more than the 100 training"):
+        hp.query_sizes(100)
+
+
+def test_whole_numbers_serve_as_numbers() -> None:
+    hp = Hyperparameters.from_mapping(small_values(weight_decay=0))
+    assert isinstance(hp.weight_decay, float)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    name=st.sampled_from(sorted(small_values())),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+)
+def test_any_value_is_taken_or_refused_in_one_line(name: str, value: Any) -> None:
+    try:
+        Hyperparameters.from_mapping(small_values(**{name: value}))
+    except HyperparameterError as error:
+        assert "\n" not in str(error)
+
+
+class TestOverride:
+    config: dict[str, Any] = {"a": {"b": 1, "c": [1]}, "d": None}
+
+    def test_sets_values_read_as_yaml(self) -> None:
+        changed = override(self.config, ["a.b=2.5", "d=[x, 1]", "a.c=true"])
+        assert changed == {"a": {"b": 2.5, "c": True}, "d": ["x", 1]}
+        assert self.config == {"a": {"b": 1, "c": [1]}, "d": None}
+
+    def test_value_may_hold_equals_signs(self) -> None:
+        assert override(self.config, ["d=x=y"])["d"] == "x=y"
+
+    @pytest.mark.parametrize(
+        ("assignment", "message"),
+        [
+            ("a.b", "no `=` in it"),
+            ("a.x=1", "has no a.x"),
+            ("b=1", "has no b"),
+            ("a.b.c=1", "has no a.b.c"),
+            ("d={", "'{' is not a YAML value"),
+        ],
+    )
+    def test_refuses(self, assignment: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            override(self.config, [assignment])
+
+
+class TestLoad:
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            (b"a: [1", "not valid YAML"),
+            (b"\xff\xfe\x00", "not"),
+            (b"", "no mapping `hyperparameters`"),
+            (b"hyperparameters: 3", "no mapping `hyperparameters`"),
+            (b"- 1", "no mapping `hyperparameters`"),
+            (b"a: !!python/object:os.system {}", "not valid YAML"),
+        ],
+    )
+    def test_refuses(self, content: bytes, message: str, tmp_path: Path) -> None:
+        file = tmp_path / "config.yaml"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError, match=message) as error:
+            load(file)
+        assert "\n" not in str(error.value)
+
+    def test_missing_file(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="No such file"):
+            load(tmp_path / "none.yaml")
+
+    @settings(max_examples=200, deadline=None)
+    @given(content=st.binary(max_size=60))
+    def test_any_bytes_are_taken_or_refused(
+        self, content: bytes, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        file = tmp_path_factory.mktemp("fuzz") / "config.yaml"
+        file.write_bytes(content)
+        with pytest.raises(ConfigError):
+            load(file)
+
+
+class TestSample:
+    space: dict[str, Any] = {
+        "plain": 3,
+        "const": {"type": "const", "val": 4},
+        "int": {"type": "int", "minval": 1, "maxval": 3},
+        "double": {"type": "double", "minval": 0.5, "maxval": 2},
+        "log": {"type": "log", "base": 10, "minval": -3, "maxval": -1},
+        "categorical": {"type": "categorical", "vals": ["a", "b"]},
+    }
+
+    def test_draws_within_ranges_and_by_seed(self) -> None:
+        seen: dict[str, set[Any]] = {name: set() for name in self.space}
+        for seed in range(60):
+            values, drawn = sample(self.space, seed)
+            assert values == sample(self.space, seed)[0]
+            assert drawn == ["int", "double", "log", "categorical"]
+            assert 0.5 <= values["double"] <= 2
+            assert 1e-3 <= values["log"] <= 1e-1
+            for name, value in values.items():
+                seen[name].add(value)
+        assert seen["plain"] == {3}
+        assert seen["const"] == {4}
+        assert seen["int"] == {1, 2, 3}
+        assert seen["categorical"] == {"a", "b"}
+        assert sum(value < 1e-2 for value in seen["log"]) in range(15, 46)
+
+    @pytest.mark.parametrize(
+        ("spec", "message"),
+        [
+            ({"type": "lgo"}, "x.type: 'lgo' is not a kind"),
+            ({}, "x.type: None is not a kind"),
+            ({"type": "int", "minval": 1}, "x.maxval: missing"),
+            ({"type": "int", "minval": 3, "maxval": 1}, "minval 3 is above maxval 1"),
+            ({"type": "int", "minval": 1.5, "maxval": 2}, "1.5 is no bound of a int range"),
+            ({"type": "double", "minval": "a", "maxval": 2}, "'a' is no bound"),
+            ({"type": "log", "minval": -1, "maxval": 0}, "x.base: missing"),
+            ({"type": "log", "minval": -1, "maxval": 0, "base": 1}, "x.base: 1 is not above 1"),
+            ({"type": "log", "minval": 999, "maxval": 999, "base": 10}, "is no number"),
+            ({"type": "categorical", "vals": []}, r"x.vals: \[\] is no list"),
+            ({"type": "categorical", "vals": 3}, "x.vals: 3 is no list"),
+        ],
+    )
+    def test_refuses(self, spec: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            sample({"x": spec}, 0)
