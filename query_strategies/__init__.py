@@ -4,6 +4,8 @@ A strategy is a function `(scores, k, generator) -> dataset indices`; `STRATEGIE
 
     strategy = get_strategy("margin")
     indices = strategy.select(scores, 100, generator)  # int64 [min(100, n)], distinct
+
+`class_balanced:NAME` asks any of them for equally many images of every predicted class.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from functools import partial
 
 from torch import Tensor
 
-from . import baseline, diversity, hybrid, uncertainty
+from . import baseline, diversity, gradient, hybrid, information, typical, uncertainty
+from .balanced import class_balanced
 from .scores import PoolScores
 from .uncertainty import predictive_entropy
 
@@ -57,23 +60,49 @@ STRATEGIES: dict[str, Strategy] = {
         prefilter=True,
     ),
     "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
+    "badge": Strategy(gradient.badge, probabilities=True, embeddings=True),
+    "batch_bald": Strategy(information.batch_bald, probabilities=True, stochastic=True),
+    "power_bald": Strategy(information.power_bald, probabilities=True, stochastic=True),
+    "weighted_k_means": Strategy(
+        hybrid.weighted_k_means, probabilities=True, embeddings=True, prefilter=True
+    ),
+    "cluster_margin": Strategy(
+        hybrid.cluster_margin, probabilities=True, embeddings=True, prefilter=True
+    ),
+    "coreset_uncertainty": Strategy(
+        hybrid.coreset_uncertainty, probabilities=True, embeddings=True, labelled_embeddings=True
+    ),
+    "density_weighted": Strategy(hybrid.density_weighted, probabilities=True, embeddings=True),
+    "typiclust": Strategy(typical.typiclust, embeddings=True, labelled_embeddings=True),
+    "prob_cover": Strategy(
+        typical.prob_cover, probabilities=True, embeddings=True, labelled_embeddings=True
+    ),
 }
+
+BALANCED = "class_balanced:"
 
 
 def get_strategy(name: str, prefilter_factor: float | None = None) -> Strategy:
-    """The strategy called `name`.
+    """The strategy called `name`, one of `STRATEGIES` or `class_balanced:` and one of them.
 
     prefilter_factor: bound into the strategies that keep only the prefilter_factor * k most
     uncertain candidates (None: their own default); the others have no use for it. ValueError names
     an unknown name, the nearest valid one and all that are allowed.
     """
-    if name not in STRATEGIES:
-        nearest = difflib.get_close_matches(name, STRATEGIES, n=1, cutoff=0.0)[0]
+    base = name.removeprefix(BALANCED)
+    if base not in STRATEGIES:
+        nearest = difflib.get_close_matches(base, STRATEGIES, n=1, cutoff=0.0)[0]
+        prefix = name[: len(name) - len(base)]
         raise ValueError(
-            f"unknown query strategy {name!r}; did you mean {nearest!r}? "
-            f"Allowed: {', '.join(sorted(STRATEGIES))}"
+            f"unknown query strategy {name!r}; did you mean {prefix + nearest!r}? "
+            f"Allowed: {', '.join(sorted(STRATEGIES))}; "
+            f"and each of them after {BALANCED!r}, as in '{BALANCED}margin'"
         )
-    strategy = STRATEGIES[name]
-    if prefilter_factor is None or not strategy.prefilter:
-        return strategy
-    return replace(strategy, select=partial(strategy.select, prefilter_factor=prefilter_factor))
+    strategy = STRATEGIES[base]
+    if prefilter_factor is not None and strategy.prefilter:
+        bound = partial(strategy.select, prefilter_factor=prefilter_factor)
+        strategy = replace(strategy, select=bound)
+    if base != name:
+        balanced = partial(class_balanced, select=strategy.select)
+        strategy = replace(strategy, select=balanced, probabilities=True)
+    return strategy

@@ -157,6 +157,20 @@ def nearest_to_means(owner: Tensor, distance: Tensor, k: int) -> Tensor:
     return torch.cat([chosen, top_k_stable(rest, k - len(chosen))])
 
 
+def rank_within(groups: Tensor, values: Tensor, count: int) -> Tensor:
+    """Rank (int64 [n], 0 for the largest value) of each element within its group of `count`.
+
+    Ties go to the smaller position.
+    """
+    order = values.argsort(descending=True, stable=True)
+    order = order[groups[order].argsort(stable=True)]
+    sizes = torch.bincount(groups, minlength=count)
+    starts = (sizes.cumsum(dim=0) - sizes)[groups[order]]
+    ranks = torch.empty_like(order)
+    ranks[order] = torch.arange(len(order), device=order.device) - starts
+    return ranks
+
+
 def _assign(points: Points, centres: Tensor) -> Tensor:
     """The nearest of `centres` (float32 [k, D]) for each point: int64 [n]."""
     norms = centres.square().sum(dim=1)

@@ -7,7 +7,13 @@ from torch import Tensor
 
 from .clustering import sample_by_distance
 from .geometry import Points
-from .scores import PoolScores, pick_count, required_embeddings, required_probabilities
+from .scores import (
+    PoolScores,
+    pick_count,
+    refuse_nan,
+    required_embeddings,
+    required_probabilities,
+)
 
 
 def badge(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
@@ -23,8 +29,7 @@ def badge(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     count = pick_count(scores, k)
     mean = required_probabilities(scores).mean(dim=0)
     embeddings = required_embeddings(scores)
-    if bool(mean.isnan().any()):
-        raise ValueError("class probabilities are NaN: the model's outputs are not finite")
+    refuse_nan(mean)
     if count in (0, len(scores.candidates)):
         return scores.candidates[:count]
     guess = torch.nn.functional.one_hot(mean.argmax(dim=-1), mean.shape[-1])

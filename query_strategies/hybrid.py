@@ -7,17 +7,21 @@ import math
 import torch
 from torch import Tensor
 
-from .clustering import sample_by_distance
+from .clustering import k_means_clusters, nearest_to_means, rank_within, sample_by_distance
 from .diversity import distance_to_labelled, k_means
+from .farthest import farthest_first
 from .geometry import Points
 from .scores import (
     PoolScores,
     pick_count,
+    refuse_nan,
     required_embeddings,
     required_probabilities,
     top_k_stable,
 )
-from .uncertainty import predictive_entropy
+from .uncertainty import margin_uncertainty, predictive_entropy
+
+MEMBERS_PER_CLUSTER = 10
 
 
 def most_uncertain(
@@ -77,6 +81,96 @@ def uncertainty_diversity(
         weights=relative_weights(uncertainty),
     )
     return kept.candidates[positions]
+
+
+def weighted_k_means(
+    scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float = 10.0
+) -> Tensor:
+    """k-means of the least certain candidates, each counting by its uncertainty (DBAL).
+
+    Zhdanov 2019, "Diverse mini-batch Active Learning": the prefilter_factor * k candidates of
+    smallest margin are clustered with weights 1 - margin; the candidate nearest to each mean is
+    picked. Cost: `k_means_clusters` of those candidates. ValueError where prefilter_factor is
+    below 1.
+    """
+    count = pick_count(scores, k)
+    uncertainty = margin_uncertainty(required_probabilities(scores))
+    kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
+    if count in (0, len(kept.candidates)):
+        return kept.candidates[:count]
+    points = Points.of(required_embeddings(kept))
+    weights = relative_weights(uncertainty)
+    owner, distance = k_means_clusters(points, count, generator, weights)
+    return kept.candidates[nearest_to_means(owner, distance, count)]
+
+
+def cluster_margin(
+    scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float = 10.0
+) -> Tensor:
+    """The candidates of smallest margin, taken in turn from clusters, the smallest cluster first.
+
+    Citovsky et al. 2021, "Batch Active Learning at Scale" (Cluster-Margin): of the
+    prefilter_factor * k candidates of smallest margin, one at random from each cluster in order of
+    ascending size, round after round. The paper clusters the whole pool once, hierarchically; here
+    the kept candidates are clustered by k-means, into clusters of `MEMBERS_PER_CLUSTER` on average
+    as in the paper, since a hierarchy needs all n^2 distances. Cost: `k_means_clusters` of the kept
+    candidates. ValueError where prefilter_factor is below 1.
+    """
+    count = pick_count(scores, k)
+    uncertainty = margin_uncertainty(required_probabilities(scores))
+    kept, _ = most_uncertain(scores, uncertainty, count, prefilter_factor)
+    if count in (0, len(kept.candidates)):
+        return kept.candidates[:count]
+    points = Points.of(required_embeddings(kept))
+    clusters = math.ceil(len(points) / MEMBERS_PER_CLUSTER)
+    owner, _ = k_means_clusters(points, clusters, generator)
+    lots = torch.rand(len(points), generator=generator, device=owner.device)
+    sizes = torch.bincount(owner, minlength=clusters)[owner]
+    order = sizes.argsort(stable=True)
+    order = order[rank_within(owner, lots, clusters)[order].argsort(stable=True)]
+    return kept.candidates[order[:count]]
+
+
+def coreset_uncertainty(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
+    """Greedy k-center in which a candidate's distance counts times its predictive entropy.
+
+    The core-set of Sener & Savarese 2018 drawn towards what the model does not know: the product,
+    where Ramalingam et al. 2023, "A Weighted K-Center Algorithm for Data Subset Selection", take a
+    weighted sum of the two objectives, and so with no constant to choose. Cost: as `k_center`.
+    """
+    count = pick_count(scores, k)
+    uncertainty = predictive_entropy(required_probabilities(scores))
+    refuse_nan(uncertainty)
+    if count in (0, len(scores.candidates)):
+        return scores.candidates[:count]
+    points = Points.of(required_embeddings(scores))
+    weights = relative_weights(uncertainty).square()  # of squared distances
+    nearest = distance_to_labelled(scores, points)
+    return scores.candidates[farthest_first(points, count, nearest, weights)]
+
+
+def density_weighted(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
+    """Largest predictive entropy times mean cosine similarity to the pool (information density).
+
+    Settles & Craven 2008, "An Analysis of Active Learning Strategies for Sequence Labeling Tasks",
+    with exponent 1. A mean similarity below zero counts as zero. The mean over the pool of a cosine
+    is one product with the mean unit vector: O(n (T C + D)).
+    """
+    count = pick_count(scores, k)
+    uncertainty = predictive_entropy(required_probabilities(scores))
+    embeddings = required_embeddings(scores)
+    if count == 0:
+        return scores.candidates[:0]
+    points = Points.of(embeddings, centre=torch.zeros_like(embeddings[0], dtype=torch.float32))
+    scale = points.squared_norms.clamp_min(1e-30).rsqrt()
+    direction = torch.zeros_like(points.centre)
+    for rows in points.slices():
+        direction += scale[rows] @ points.block(rows).factors[0] / len(points)
+    similarity = [
+        scale[rows] * (points.block(rows).factors[0] @ direction) for rows in points.slices()
+    ]
+    values = uncertainty * torch.cat(similarity).clamp_min(0)
+    return scores.candidates[top_k_stable(values, count)]
 
 
 def half_and_half(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:

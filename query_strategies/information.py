@@ -11,7 +11,7 @@ from .uncertainty import mutual_information
 MAX_PICKS = 100
 MAX_CONFIGURATIONS = 4096
 # Elements of a temporary: candidates x classes x label configurations.
-BLOCK_ELEMENTS = 2**22
+BLOCK_ELEMENTS = 2**20
 
 
 def power_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
@@ -35,8 +35,8 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     Active Learning". The gain of a candidate x is I(y_x; weights | labels of the picks), the mean
     over configurations of the picks' labels of the entropy of y_x under the posterior over passes
     which that configuration leaves, less the mean entropy of y_x within a pass. All configurations
-    are enumerated while there are at most `MAX_CONFIGURATIONS`; from then on that many are sampled,
-    and each further pick draws its label in every one of them.
+    are enumerated while there are at most `MAX_CONFIGURATIONS`; from then on each keeps its weight,
+    in a few copies, and draws a label for every further pick.
 
     Gains only fall as picks are added, so candidates are looked at in order of their last known
     gain, and only as far as could still win (lazy greedy; under sampling, up to its noise).
@@ -65,7 +65,9 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
         best = _largest_gain(probabilities, within, weights, posterior, bounds)
         bounds[best] = -torch.inf
         picked.append(best)
-        weights, posterior = _extend(weights, posterior, probabilities[:, best[0]], generator)
+        weights, posterior = _extend(
+            weights, posterior, probabilities[:, best].squeeze(1), generator
+        )
     return scores.candidates[torch.cat(picked)] if picked else scores.candidates[:0]
 
 
@@ -83,8 +85,8 @@ def _largest_gain(
         rows = order[start : start + step]
         labels = torch.tensordot(posterior, probabilities[:, rows], dims=1)  # [M, rows, C]
         entropies = torch.special.entr(labels).sum(dim=-1)
-        # A picked candidate keeps its bound of -inf.
-        gains = torch.minimum(weights @ entropies - within[rows], bounds[rows])
+        gains = weights @ entropies - within[rows]
+        gains = torch.where(bounds[rows].isinf(), bounds[rows], gains)  # -inf: picked already
         bounds[rows] = gains
         highest = max(highest, float(gains.max()))
     return top_k_stable(bounds, 1)
@@ -101,18 +103,17 @@ def _extend(
     classes = pick.shape[-1]
     joint = posterior[:, :, None] * pick  # [M, T, C]
     labels = joint.sum(dim=1)  # [M, C], the label's distribution given the configuration
+    rows = torch.arange(len(weights), device=weights.device)
     if len(weights) * classes <= MAX_CONFIGURATIONS:
-        row = torch.arange(len(weights), device=weights.device).repeat_interleave(classes)
+        row = rows.repeat_interleave(classes)
         column = torch.arange(classes, device=weights.device).repeat(len(weights))
-        grown = (weights[:, None] * labels).flatten()
+        weights = (weights[:, None] * labels).flatten()
     else:
-        if len(weights) < MAX_CONFIGURATIONS:  # the first sampled step: draw configurations too
-            row = torch.multinomial(
-                weights, MAX_CONFIGURATIONS, replacement=True, generator=generator
-            )
-        else:
-            row = torch.arange(len(weights), device=weights.device)
-        column = torch.multinomial(labels[row], 1, generator=generator)[:, 0]
-        grown = torch.full_like(labels[row, 0], 1 / MAX_CONFIGURATIONS)
+        copies = max(1, MAX_CONFIGURATIONS // len(weights))
+        row = rows.repeat_interleave(copies)
+        # The floor: an impossible configuration, of weight 0, has no distribution to draw from.
+        drawn = torch.multinomial(labels[row].clamp_min(1e-30), 1, generator=generator)
+        column = drawn[:, 0]
+        weights = weights[row] / copies
     posterior = joint[row, :, column]
-    return grown, posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-30)
+    return weights, posterior / posterior.sum(dim=1, keepdim=True).clamp_min(1e-30)

@@ -62,15 +62,20 @@ def required_embeddings(scores: PoolScores) -> Tensor:
     return scores.embeddings
 
 
+def refuse_nan(values: Tensor) -> None:
+    """ValueError where one of `values` is NaN."""
+    if bool(values.isnan().any()):
+        raise ValueError(
+            f"{int(values.isnan().sum())} of {values.numel()} scores are NaN: "
+            "the model's outputs are not finite"
+        )
+
+
 def top_k_stable(values: Tensor, k: int) -> Tensor:
     """Positions (int64 [min(k, n)]) of the largest `values` [n], best first.
 
     Ties go to the smaller position, hence to the smaller dataset index, on every device;
     `torch.topk` promises no order among equals. ValueError where a value is NaN.
     """
-    if bool(values.isnan().any()):
-        raise ValueError(
-            f"{int(values.isnan().sum())} of {len(values)} scores are NaN: "
-            "the model's outputs are not finite"
-        )
+    refuse_nan(values)
     return values.sort(descending=True, stable=True).indices[:k]

@@ -35,7 +35,7 @@ def learning_curve(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
     figure.suptitle(title)
-    return _png(figure)
+    return png(figure)
 
 
 def contact_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str], title: str) -> bytes:
@@ -55,14 +55,15 @@ def contact_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str], ti
         axes.axis("off")
     number = f"{shown} of {len(images)}" if shown < len(images) else str(shown)
     figure.suptitle(f"{title} ({number})", fontsize=10)
-    return _png(figure)
+    return png(figure)
 
 
 def _short(name: str, width: int = 20) -> str:
     return name if len(name) <= width else name[: width - 1] + "…"
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure as a PNG file's bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=110)
     return buffer.getvalue()

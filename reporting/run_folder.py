@@ -157,10 +157,16 @@ class RunFolder:
         write_atomically(self.path / "learning_curve.png", learning_curve(rows, title))
 
     def rewind(self, rounds: int) -> None:
-        """Forget what was written of rounds from `rounds` on; they are about to be run again."""
+        """Forget what was written of rounds from `rounds` on; they are about to be run again.
+
+        Files that a kill has left half-written go too.
+        """
         self._metrics = {r: row for r, row in self._metrics.items() if r < rounds}
         self._queries = [row for row in self._queries if int(row[0]) < rounds]
         self.checkpoint_entries = [e for e in self.checkpoint_entries if e["round"] < rounds]
+        self._delete_unlisted()
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
 
     def _read_tables(self) -> None:
         for row in _read_csv(self.path / "metrics.csv"):
@@ -207,13 +213,13 @@ class RunFolder:
             RunFolderError: checkpoints were written and none of them is whole.
         """
         for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
-            name = f"checkpoint {entry['uuid']} of round {entry['round'] + 1}"
+            name = f"{entry['uuid']} of round {entry['round'] + 1}"
             damage = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
             if not damage:
-                logger.info("going on from %s", name)
+                logger.info("newest whole checkpoint: %s", name)
                 return str(entry["uuid"])
             files = ", ".join(damage)
-            logger.warning("%s is damaged (%s); trying the one before", name, files)
+            logger.warning("checkpoint %s is damaged (%s); trying the one before", name, files)
         if self.checkpoint_entries:
             raise RunFolderError(
                 f"--resume {self.path}: its checkpoints are missing or damaged; start a new run"
@@ -221,7 +227,7 @@ class RunFolder:
         return None
 
     def _delete_unlisted(self) -> None:
-        """Remove checkpoints that are neither last nor best, or were cut off while written."""
+        """Remove checkpoints that are no longer needed, or were cut off while written."""
         listed = {entry["uuid"] for entry in self.checkpoint_entries}
         for folder in self.checkpoints.iterdir():
             if folder.name not in listed:

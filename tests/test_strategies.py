@@ -8,14 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from query_strategies import STRATEGIES, PoolScores, get_strategy, predictive_entropy
+from query_strategies import STRATEGIES, PoolScores, get_strategy, information, predictive_entropy
 from query_strategies.scores import top_k_stable
 
-NAMES = sorted(STRATEGIES)
+NAMES = [
+    *sorted(STRATEGIES),
+    "class_balanced:random",
+    "class_balanced:k_center",
+    "class_balanced:uncertainty_diversity",
+]
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
+def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(information, "MAX_CONFIGURATIONS", 32)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -94,7 +100,7 @@ def select(name: str, pool: PoolScores, k: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 def test_picks_are_distinct_candidates_as_many_as_asked(name: str, pool: PoolScores) -> None:
     n = len(pool.candidates)
-    for k in {0, 1, 2, 7, n - 1, n, n + 3}:
+    for k in {0, 1, 7, n - 1, n, n + 3}:
         picks = select(name, pool, k)
         assert picks.dtype == torch.int64
         assert picks.shape == (min(k, n),)
@@ -179,8 +185,8 @@ def test_negative_k_is_refused(name: str) -> None:
         select(name, make_pool(), -1)
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "random"])
-def test_the_documented_choice_does_not_hang_on_candidate_numbering(name: str) -> None:
+@pytest.mark.parametrize("name", NAMES)
+def test_picks_do_not_hang_on_how_candidates_are_numbered(name: str) -> None:
     """The same pool under other dataset indices gives the same images."""
     pool = make_pool()
     renamed = PoolScores(

@@ -7,12 +7,13 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-import strategy_reference as reference
 import torch
 from torch import Tensor
 
 from query_strategies import PoolScores, clustering, farthest, geometry, get_strategy
 from query_strategies.geometry import Points
+
+from . import strategy_reference as reference
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

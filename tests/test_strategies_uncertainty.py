@@ -6,12 +6,13 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import strategy_reference as reference
 import torch
 from torch import Tensor
 
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from query_strategies.uncertainty import margin_uncertainty, mutual_information
+
+from . import strategy_reference as reference
 
 FORMULAS: dict[str, Callable[[reference.Array], reference.Array]] = {
     "entropy": reference.entropies,

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from query_strategies import STRATEGIES
+from query_strategies import get_strategy
 from resnet_custom import ARCHITECTURES, RESNETS
 
 
@@ -74,7 +74,7 @@ class Hyperparameters:
     shrink_factor: float = number(0.0, 1.0)
     perturb_scale: float = number(0.0, 1.0)
 
-    query_strategy: str = choice(*STRATEGIES)
+    query_strategy: str
     uncertainty: str = choice("mc_dropout", "softmax")
     mc_dropout_passes: int = number(2, 1000)
     prefilter_factor: int = number(1, 10_000)
@@ -140,7 +140,11 @@ class Hyperparameters:
                 f"hyperparameters.pretrained: there are no ImageNet weights for "
                 f"{self.architecture}; set false, or one of {', '.join(RESNETS)}"
             )
-        if STRATEGIES[self.query_strategy].stochastic and self.uncertainty == "softmax":
+        try:
+            strategy = get_strategy(self.query_strategy, self.prefilter_factor)
+        except ValueError as error:
+            raise HyperparameterError(f"hyperparameters.query_strategy: {error}") from None
+        if strategy.stochastic and self.uncertainty == "softmax":
             raise HyperparameterError(
                 f"hyperparameters.uncertainty: softmax gives {self.query_strategy} no second "
                 "opinion to compare; set mc_dropout, or another query_strategy"

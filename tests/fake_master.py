@@ -1,0 +1,361 @@
+"""Determined's master and container, as far as one trial's process sees them.
+
+`FakeMaster` answers the HTTP requests that Determined 0.38's own client sends, over a real socket,
+and remembers them. `Trial` lays out what an agent gives a container - environment variables, files
+below /run/determined, a shared file system - below a temporary folder, and starts model_def.py in
+it, again and again if need be, as the master would.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from benchmarks import processes
+
+TOKEN = "the-session-token"
+TOKEN_HEADER = "Grpc-Metadata-x-allocation-token"
+EXPERIMENT_ID = 11
+HEARD = 0.3  # seconds in which a client that has been answered takes notice
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request of the trial's; `body` is its JSON, {} without one."""
+
+    method: str
+    path: str
+    body: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Report:
+    """Metrics of one group, after `steps` batches, by one run of the trial."""
+
+    run_id: int
+    group: str
+    steps: int
+    values: dict[str, Any]
+
+
+class FakeMaster:
+    """A master for one trial. As a context manager it serves from entry to exit."""
+
+    def __init__(self) -> None:
+        self.requests: list[Request] = []
+        self.refused: list[str] = []  # what the real master would not have known or accepted
+        self.reports: list[Report] = []
+        self.checkpoints: list[dict[str, Any]] = []
+        self.acknowledged: list[str] = []  # allocations that have acknowledged preemption
+        self.preempt_at: Callable[[Request], bool] | None = None
+        self._preempted: str | None = None  # the allocation that is asked to stop
+        self._told = False  # whether it has been answered so
+        self._allocation = ""
+        self._change = threading.Condition()
+        self._closing = False
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> FakeMaster:
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._change:
+            self._closing = True
+            self._change.notify_all()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def of_group(self, group: str) -> list[Report]:
+        return [report for report in self.reports if report.group == group]
+
+    def bodies(self, path_end: str) -> list[dict[str, Any]]:
+        """Bodies of the requests whose path ends so, in order."""
+        return [request.body for request in self.requests if request.path.endswith(path_end)]
+
+    def begin_run(self, allocation: str) -> tuple[str | None, int]:
+        """The checkpoint that a new run of the trial starts from, and the batches behind it.
+
+        What had been reported of later batches is forgotten: the real master archives it.
+        """
+        with self._change:
+            self._allocation, self._preempted, self._told = allocation, None, False
+            self.preempt_at = None
+            newest, steps = None, 0
+            if self.checkpoints:
+                newest = self.checkpoints[-1]["uuid"]
+                steps = self.checkpoints[-1]["metadata"]["steps_completed"]
+            self.reports = [report for report in self.reports if report.steps <= steps]
+            return newest, steps
+
+    # --- answers ---------------------------------------------------------------------------
+
+    def answer(self, request: Request, query: dict[str, list[str]]) -> tuple[int, dict[str, Any]]:
+        """Status and JSON for `request`."""
+        with self._change:
+            self.requests.append(request)
+            if self.preempt_at is not None and self.preempt_at(request):
+                self._preempted, self.preempt_at = self._allocation, None
+                self._change.notify_all()
+        for method, pattern, respond in (
+            ("POST", r"/api/v1/runs/start", self._start),
+            ("POST", r"/api/v1/trials/1/metrics", self._metrics),
+            ("POST", r"/api/v1/trials/1/(?:runner/metadata|progress|early_exit)", self._noted),
+            ("GET", r"/api/v1/trials/1", self._trial),
+            ("POST", r"/api/v1/checkpoints", self._checkpoint),
+            ("POST", r"/api/v1/allocations/[^/]+/signals/ack_preemption", self._acknowledge),
+            (
+                "GET",
+                rf"/api/v1/experiments/{EXPERIMENT_ID}/searcher/best_searcher_validation_metric",
+                self._best_validation,
+            ),
+        ):
+            if request.method == method and re.fullmatch(pattern, request.path):
+                return respond(request)
+        signal = re.fullmatch(r"/api/v1/allocations/([^/]+)/signals/preemption", request.path)
+        if request.method == "GET" and signal:
+            return self._preemption(signal[1], float(query["timeout_seconds"][0]))
+        return self._refuse(404, f"{request.method} {request.path} is unknown")
+
+    def _refuse(self, status: int, reason: str) -> tuple[int, dict[str, Any]]:
+        self.refused.append(reason)
+        return status, {"message": reason}
+
+    def _start(self, request: Request) -> tuple[int, dict[str, Any]]:
+        if request.body["runId"] != 1 or request.body["checkpointStorage"]["type"] != "shared_fs":
+            return self._refuse(400, f"run start {request.body}")
+        return 200, {}
+
+    def _metrics(self, request: Request) -> tuple[int, dict[str, Any]]:
+        sent = request.body["metrics"]
+        report = Report(
+            sent["trialRunId"],
+            request.body["group"],
+            sent["stepsCompleted"],
+            sent["metrics"]["avgMetrics"],
+        )
+        for other in self.reports:
+            if (other.group, other.steps) == (report.group, report.steps):
+                return self._refuse(400, f"{report.group} twice after {report.steps} batches")
+        self.reports.append(report)
+        return 200, {}
+
+    def _noted(self, request: Request) -> tuple[int, dict[str, Any]]:
+        """Requests whose sender waits for the answer, so that a signal can overtake it."""
+        with self._change:
+            signalled = self._preempted == self._allocation
+            if signalled:
+                self._change.wait_for(lambda: self._told or self._closing, timeout=30)
+        if signalled:
+            time.sleep(HEARD)
+        return 200, {}
+
+    def _trial(self, request: Request) -> tuple[int, dict[str, Any]]:
+        validations = self.of_group("validation")
+        latest = {"totalBatches": validations[-1].steps} if validations else None
+        return 200, {"trial": {"latestValidation": latest}}
+
+    def _best_validation(self, request: Request) -> tuple[int, dict[str, Any]]:
+        losses = [report.values["val_loss"] for report in self.of_group("validation")]
+        return (200, {"metric": min(losses)}) if losses else (404, {"message": "none yet"})
+
+    def _checkpoint(self, request: Request) -> tuple[int, dict[str, Any]]:
+        self.checkpoints.append(request.body)
+        return 200, {}
+
+    def _acknowledge(self, request: Request) -> tuple[int, dict[str, Any]]:
+        self.acknowledged.append(request.path.split("/")[4])
+        return 200, {}
+
+    def _preemption(self, allocation: str, seconds: float) -> tuple[int, dict[str, Any]]:
+        """The long poll: answered as soon as `allocation` is to stop, or after `seconds`."""
+        with self._change:
+            self._change.wait_for(
+                lambda: self._preempted == allocation or self._closing, timeout=seconds
+            )
+            preempt = self._preempted == allocation
+            if preempt:
+                self._told = True
+                self._change.notify_all()
+        return 200, {"preempt": preempt}
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        master = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def respond(self) -> None:
+                content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                if self.headers.get(TOKEN_HEADER) != f"Bearer {TOKEN}":
+                    status, answer = master._refuse(401, f"{self.path} without the token")
+                else:
+                    status, answer = self.answer(content or b"{}")
+                data = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("Content-Type", "application/json")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def answer(self, content: bytes) -> tuple[int, dict[str, Any]]:
+                address = urlsplit(self.path)
+                try:
+                    # The real master reads strict JSON, which has no NaN and no Infinity.
+                    body = json.loads(content, parse_constant=_not_json)
+                except ValueError as error:
+                    return master._refuse(400, f"{self.path}: {error}")
+                request = Request(self.command, address.path, body)
+                return master.answer(request, parse_qs(address.query))
+
+            def do_GET(self) -> None:
+                self.respond()
+
+            def do_POST(self) -> None:
+                self.respond()
+
+            def log_message(self, format: str, *arguments: Any) -> None:
+                pass
+
+        return Handler
+
+
+def _not_json(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+class Trial:
+    """Trial 1 of an experiment, and the container that its runs find themselves in.
+
+    Args:
+        folder: where the container's file system is laid out.
+        config: the experiment's, hyperparameters being this trial's.
+    """
+
+    def __init__(self, master: FakeMaster, folder: Path, config: dict[str, Any]) -> None:
+        self.master = master
+        self.folder = folder
+        self.storage = folder / "determined_shared_fs"
+        self.log = folder / "log.txt"
+        self.runs = 0
+        # Determined keeps event files in /tmp/tensorboard-ALLOCATION-0, so it has to be unique.
+        self.allocation_prefix = f"1.{uuid.uuid4()}."
+        storage = {"type": "shared_fs", "host_path": "/checkpoints", "propagation": "rprivate"}
+        self.config = {**config, "checkpoint_storage": {**config["checkpoint_storage"], **storage}}
+        model = folder / "run" / "determined" / "train" / "model"
+        for part in (model, folder / "run" / "determined" / "info", self.storage):
+            part.mkdir(parents=True)
+        (model / "model_def.py").write_text("# the code as it was submitted\n")
+
+    @property
+    def allocation(self) -> str:
+        """Id of the current run's stay on the agent."""
+        return f"{self.allocation_prefix}{self.runs}"
+
+    def environment(self, checkpoint: tuple[str | None, int] | None = None) -> dict[str, str]:
+        """The variables that the master sets for the trial's next run.
+
+        Args:
+            checkpoint: id and batches behind it, in place of the trial's own newest.
+        """
+        self.runs += 1
+        newest, steps = self.master.begin_run(self.allocation)
+        if checkpoint is not None:
+            newest, steps = checkpoint
+        variables = {
+            "DET_MASTER": self.master.url,
+            "DET_CLUSTER_ID": "cluster",
+            "DET_AGENT_ID": "agent",
+            "DET_SLOT_IDS": "[]",
+            "DET_TASK_ID": "1.task",
+            "DET_ALLOCATION_ID": self.allocation,
+            "DET_SESSION_TOKEN": TOKEN,
+            "DET_USER": "determined",
+            "DET_TASK_TYPE": "TRIAL",
+            "DET_EXPERIMENT_ID": str(EXPERIMENT_ID),
+            "DET_EXPERIMENT_CONFIG": json.dumps(self.config),
+            "DET_HPARAMS": json.dumps(self.config["hyperparameters"]),
+            "DET_TRIAL_ID": "1",
+            "DET_TRIAL_RUN_ID": str(self.runs),
+            "DET_TRIAL_SEED": "5",
+            "DET_STEPS_COMPLETED": str(steps),
+            "OMP_NUM_THREADS": "1",
+        }
+        return variables if newest is None else {**variables, "DET_LATEST_CHECKPOINT": newest}
+
+    def start(self, checkpoint: tuple[str | None, int] | None = None) -> ForkServerProcess:
+        """Run model_def.py in the container."""
+        prepare = functools.partial(enter_container, self.folder)
+        return processes.start([], self.log, self.environment(checkpoint), prepare)
+
+    def start_fresh(self) -> subprocess.Popen[bytes]:
+        """The same with an interpreter of its own, which imports everything anew."""
+        code = f"from tests import fake_master; fake_master.run_in_container({str(self.folder)!r})"
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-c", code],
+                cwd=processes.ROOT,
+                env={**os.environ, **self.environment()},
+                stdout=log,
+                stderr=log,
+            )
+
+    def state(self) -> dict[str, Any]:
+        """Weights, optimizer and learner in the trial's newest checkpoint."""
+        return processes.trainer_state(self.storage / self.master.checkpoints[-1]["uuid"])
+
+
+def enter_container(folder: Path) -> None:
+    """Make this process see `folder` where Determined has fixed places in a container.
+
+    Those are default arguments and constants of its own modules; then what Determined's entrypoint
+    does before it calls the user's: write down what the environment says.
+    """
+    import determined as det
+    from determined import constants
+    from determined.common import constants as common_constants
+
+    written: tuple[Any, ...] = (
+        det.ClusterInfo,
+        det.TrialInfo,
+        det.RendezvousInfo,
+        det.ResourcesInfo,
+    )
+    for kind in written:
+        for function in (kind._from_file.__func__, kind._to_file):
+            (path,) = function.__defaults__
+            function.__defaults__ = (f"{folder}{path}",)
+    common_constants.SHARED_FS_CONTAINER_PATH = str(folder / "determined_shared_fs")
+    constants.MANAGED_TRAINING_MODEL_COPY = f"{folder}{constants.MANAGED_TRAINING_MODEL_COPY}"
+
+    det.ClusterInfo._from_env()._to_file()
+    det.TrialInfo._from_env()._to_file()
+    det.RendezvousInfo(["127.0.0.1"], 0, [0])._to_file()
+    det.ResourcesInfo([])._to_file()
+
+
+def run_in_container(folder: str) -> None:
+    """`python model_def.py` in the container at `folder`."""
+    enter_container(Path(folder))
+    sys.argv = [str(processes.SCRIPT)]
+    runpy.run_path(str(processes.SCRIPT), run_name="__main__")

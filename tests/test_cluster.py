@@ -1,0 +1,236 @@
+"""model_def.py as a trial on a cluster: real processes, Determined's own client, a master of ours.
+
+What the master is told, and that a trial that was paused or killed ends as if it never had been.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks import processes
+from tests.conftest import ROOT, small_values
+from tests.fake_master import FakeMaster, Report, Request, Trial
+
+BATCHES_PER_ROUND, REPORTING_PERIOD = 5, 2
+LABELS = (10, 16, 22)  # after each round
+GROUPS = {
+    "training": {"loss", "accuracy", "learning_rate", "round", "epochs", "batches"},
+    "validation": {
+        "val_loss", "val_accuracy", "val_auc", "round", "labeled_samples", "epochs", "batches",
+    },
+    "test": {"test_loss", "test_accuracy", "test_auc", "round", "labeled_samples"},
+    "active_learning": {
+        "round", "query_size", "labeled_samples", "query_seconds", "class_imbalance", "queried_0",
+    },
+}  # fmt: skip
+
+
+def experiment(**changes: Any) -> dict[str, Any]:
+    """configs/digits.yaml, made small, with weights that move between rounds."""
+    config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
+    config["hyperparameters"] = small_values(
+        architecture="resnet18",
+        rounds=len(LABELS),
+        batches_per_round=BATCHES_PER_ROUND,
+        reporting_period=REPORTING_PERIOD,
+        between_rounds="shrink_and_perturb",
+        **changes,
+    )
+    return dict(config)
+
+
+@pytest.fixture(scope="module")
+def make_trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Trial]]:
+    """Builds a trial with a container and a master of its own."""
+    masters, trials = [], []
+
+    def make(**changes: Any) -> Trial:
+        masters.append(FakeMaster().__enter__())
+        folder = tmp_path_factory.mktemp("container")
+        trials.append(Trial(masters[-1], folder, experiment(**changes)))
+        return trials[-1]
+
+    yield make
+    for master in masters:
+        master.__exit__()
+    for trial in trials:
+        for events in Path("/tmp").glob(f"tensorboard-{trial.allocation_prefix}*"):
+            shutil.rmtree(events)
+
+
+def finish(trial: Trial) -> None:
+    """Run `trial` on to its end."""
+    status = processes.wait(trial.start())
+    assert status == 0, trial.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(make_trial: Callable[..., Trial]) -> Trial:
+    """A trial that ran through, in an interpreter that had nothing imported."""
+    trial = make_trial()
+    status = trial.start_fresh().wait(timeout=240)
+    assert status == 0, trial.log.read_text()
+    return trial
+
+
+def report_of(group: str, steps: int) -> Callable[[Request], bool]:
+    """Whether a request reports metrics of `group` after `steps` batches."""
+
+    def matches(request: Request) -> bool:
+        if not request.path.endswith("/metrics"):
+            return False
+        return (request.body["group"], request.body["metrics"]["stepsCompleted"]) == (group, steps)
+
+    return matches
+
+
+def without_time(reports: list[Report]) -> list[tuple[str, int, dict[str, Any]]]:
+    """What was reported, the same in runs that did the same."""
+    return sorted(
+        (one.group, one.steps, {k: v for k, v in one.values.items() if k != "query_seconds"})
+        for one in reports
+    )
+
+
+def assert_equal(trial: Trial, undisturbed: Trial) -> None:
+    """`trial` told its master the same and ends with the same bits as the undisturbed one."""
+    assert without_time(trial.master.reports) == without_time(undisturbed.master.reports)
+    assert processes.same(trial.state(), undisturbed.state())
+
+
+def test_the_master_gets_every_group_of_metrics(undisturbed: Trial) -> None:
+    master = undisturbed.master
+    assert master.refused == []
+    ends = [BATCHES_PER_ROUND * (round_ + 1) for round_ in range(len(LABELS))]
+    steps = {group: [one.steps for one in master.of_group(group)] for group in GROUPS}
+    assert steps == {
+        "training": [2, 4, 5, 6, 8, 10, 12, 14, 15],
+        "validation": ends,
+        "test": ends,
+        "active_learning": [end - BATCHES_PER_ROUND for end in ends],
+    }
+    assert {one.group for one in master.reports} == set(GROUPS)
+    for group, names in GROUPS.items():
+        for report in master.of_group(group):
+            assert names <= report.values.keys(), report
+
+
+def test_reports_say_what_the_weights_were_trained_on(undisturbed: Trial) -> None:
+    master = undisturbed.master
+    for group in ("validation", "test", "active_learning"):
+        said = [
+            (one.values["round"], one.values["labeled_samples"]) for one in master.of_group(group)
+        ]
+        assert said == list(enumerate(LABELS)), group
+    rounds = [(one.steps - 1) // BATCHES_PER_ROUND for one in master.of_group("training")]
+    assert [one.values["round"] for one in master.of_group("training")] == rounds
+    state = undisturbed.state()["callbacks"]["active_learning"]
+    assert int((state["acquired_round"] >= 0).sum()) == LABELS[-1]
+
+
+def test_the_searcher_finds_its_metric_in_every_validation(undisturbed: Trial) -> None:
+    metric = undisturbed.config["searcher"]["metric"]
+    values = [one.values[metric] for one in undisturbed.master.of_group("validation")]
+    assert len(values) == len(LABELS)
+    assert all(isinstance(value, float) for value in values)
+    assert len(undisturbed.master.bodies("best_searcher_validation_metric")) == len(LABELS)
+
+
+def test_progress_and_checkpoints_are_reported(undisturbed: Trial) -> None:
+    master = undisturbed.master
+    progress = [body["progress"] for body in master.bodies("/progress")]
+    assert progress == sorted(progress)
+    assert progress[-1] == 1
+    steps = [one["metadata"]["steps_completed"] for one in master.checkpoints]
+    assert steps == [5, 10, 15]
+    for checkpoint in master.checkpoints:
+        assert "state_dict.pth" in checkpoint["resources"]
+        for name, size in checkpoint["resources"].items():
+            file = undisturbed.storage / checkpoint["uuid"] / name
+            assert name.endswith("/") or file.stat().st_size == int(size)
+
+
+def test_paused_within_a_round(make_trial: Callable[..., Trial], undisturbed: Trial) -> None:
+    trial = make_trial()
+    process = trial.start()
+    signalled = 6  # the first batch of the second round
+    trial.master.preempt_at = report_of("training", signalled)
+    assert processes.wait(process) == 0, trial.log.read_text()
+    assert trial.master.acknowledged == [trial.allocation]
+    stopped = trial.master.checkpoints[-1]["metadata"]["steps_completed"]
+    assert signalled <= stopped <= signalled + REPORTING_PERIOD
+    assert stopped % BATCHES_PER_ROUND
+    finish(trial)
+    assert len(trial.master.acknowledged) == 1
+    assert_equal(trial, undisturbed)
+
+
+def test_paused_and_killed_time_and_again(
+    make_trial: Callable[..., Trial], undisturbed: Trial
+) -> None:
+    trial = make_trial()
+    process = trial.start()
+    trial.master.preempt_at = report_of("validation", 5)  # a round is over
+    assert processes.wait(process) == 0, trial.log.read_text()
+    assert trial.master.checkpoints[-1]["metadata"]["steps_completed"] in (5, 6)
+
+    process = trial.start()
+    while not any(map(report_of("training", 8), trial.master.requests)):
+        assert process.is_alive(), trial.log.read_text()
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert processes.wait(process) == -signal.SIGKILL
+
+    # The last batch is trained, and not yet validated.
+    process = trial.start()
+    trial.master.preempt_at = lambda request: request.body.get("progress") == 1
+    assert processes.wait(process) == 0, trial.log.read_text()
+    assert trial.master.checkpoints[-1]["metadata"]["steps_completed"] == 15
+    assert [one.steps for one in trial.master.of_group("validation")] == [5, 10]
+
+    finish(trial)
+    assert_equal(trial, undisturbed)
+
+
+def test_another_trials_checkpoint_gives_weights_and_no_labels(
+    make_trial: Callable[..., Trial], undisturbed: Trial
+) -> None:
+    trial = make_trial(rounds=1)
+    uuid = undisturbed.master.checkpoints[-1]["uuid"]
+    shutil.copytree(undisturbed.storage / uuid, trial.storage / uuid)
+    # By the number in it Determined tells another trial's checkpoint.
+    other = trial.storage / uuid / "trial_state.pkl"
+    state = pickle.loads(other.read_bytes())
+    other.write_bytes(pickle.dumps({**state, "trial_id": 2}))
+    assert processes.wait(trial.start((uuid, 0))) == 0, trial.log.read_text()
+    query = trial.master.of_group("active_learning")
+    assert [(one.steps, one.values["labeled_samples"]) for one in query] == [(0, LABELS[0])]
+    losses = [one.master.of_group("training")[0].values["loss"] for one in (trial, undisturbed)]
+    assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"batch_size": 64}, "hyperparameters.batch_size: 64"),
+        ({"label_budget": 5000}, "hyperparameters.label_budget: 5000"),  # more than there are
+    ],
+)
+def test_an_invalid_hyperparameter_is_no_crash(
+    make_trial: Callable[..., Trial], changes: dict[str, Any], complaint: str
+) -> None:
+    trial = make_trial(**changes)
+    assert processes.wait(trial.start()) == 0, trial.log.read_text()
+    assert trial.master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
+    assert trial.master.reports == []
+    assert complaint in trial.log.read_text()

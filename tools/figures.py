@@ -1,0 +1,118 @@
+"""Draws the README's figures that show data and method, not results.
+
+    python -m tools.figures --data-dir data
+
+Writes images/pathmnist_samples.png (three training images of each class), images/tensor.png (one
+image and the numbers it is made of) and images/round.png (the order of a round's steps).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from data import ImageStore, load_splits
+from reporting.figures import BLUE, ORANGE, contact_sheet, png
+from reporting.files import write_atomically
+
+IMAGES = Path(__file__).resolve().parent.parent / "images"
+PER_CLASS = 3
+CORNER = 8  # pixels of the image's corner whose values are printed
+
+# Box: title, what happens, and whether it looks at hidden labels.
+STEPS = (
+    ("query", "one sweep over the pool, in eval\nmode: embeddings, MC-dropout\n"
+     "probabilities; the strategy\npicks dataset indices"),
+    ("label", "the oracle, and nobody else,\nlooks at the hidden labels\nof the picked images"),
+    ("train", "batches_per_round steps of AdamW\non all labels so far; the rate\nwarms up and falls to 0"),
+    ("evaluate", "validation: chooses the best round;\ntest: is reported only;\ncheckpoint, pause or go on"),
+)  # fmt: skip
+
+
+def sample_sheet(store: ImageStore) -> bytes:
+    """`PER_CLASS` images of each class, the first ones in the store."""
+    chosen = torch.cat(
+        [(store.labels == c).nonzero().flatten()[:PER_CLASS] for c in range(store.num_classes)]
+    )
+    title = "PathMNIST: training images, 28 x 28 pixels"
+    return contact_sheet(store.images[chosen], store.labels[chosen], store.class_names, title)
+
+
+def tensor_figure(store: ImageStore) -> bytes:
+    """The first image of the store beside the values of its red channel's upper left corner."""
+    image = store.images[0]
+    figure = Figure(figsize=(8, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(image.permute(1, 2, 0).numpy())
+    left.set_title(store.class_names[int(store.labels[0])], fontsize=10)
+    left.axis("off")
+    corner = image[0, :CORNER, :CORNER]
+    right.imshow(corner.numpy(), cmap="Reds_r", vmin=0, vmax=255)
+    for row in range(CORNER):
+        for column in range(CORNER):
+            value = int(corner[row, column])
+            colour = "white" if value < 128 else "black"
+            right.text(column, row, str(value), ha="center", va="center", fontsize=8, color=colour)
+    shape = " x ".join(map(str, image.shape))
+    right.set_title(f"uint8 {shape}: red, upper left {CORNER} x {CORNER}", fontsize=10)
+    right.axis("off")
+    return png(figure)
+
+
+def round_figure() -> bytes:
+    """Four boxes in a row, and the way back to the first."""
+    figure = Figure(figsize=(11, 2.9))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(0, 4.4), ylim=(0, 1.15))
+    axes.axis("off")
+    for place, (title, text) in enumerate(STEPS):
+        x = 0.12 + place * 1.06
+        colour = ORANGE if title == "label" else BLUE
+        box = FancyBboxPatch(
+            (x, 0.42), 0.88, 0.58, boxstyle="round,pad=0.02", fill=False, edgecolor=colour, lw=2
+        )
+        axes.add_patch(box)
+        axes.text(x + 0.44, 0.88, title, ha="center", weight="bold", fontsize=12, color=colour)
+        axes.text(x + 0.44, 0.63, text, ha="center", va="center", fontsize=8.5)
+        if place:
+            axes.add_patch(
+                FancyArrowPatch(
+                    (x - 0.15, 0.71), (x - 0.03, 0.71), arrowstyle="->", mutation_scale=14
+                )
+            )
+    back = FancyArrowPatch(
+        (3.74, 0.38), (0.56, 0.38), arrowstyle="->", mutation_scale=14,
+        connectionstyle="arc3,rad=-0.08",
+    )  # fmt: skip
+    axes.add_patch(back)
+    axes.text(
+        2.15, 0.06, "next round, until the rounds, the label budget or the pool are used up",
+        ha="center", fontsize=9,
+    )  # fmt: skip
+    return png(figure)
+
+
+def main() -> None:
+    """Draw all three."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    arguments = parser.parse_args()
+    splits = load_splits(
+        "pathmnist",
+        arguments.data_dir,
+        image_size=28,
+        split_seed=0,
+        validation_fraction=0.15,
+        test_fraction=0.15,
+    )
+    write_atomically(IMAGES / "pathmnist_samples.png", sample_sheet(splits.train))
+    write_atomically(IMAGES / "tensor.png", tensor_figure(splits.train))
+    write_atomically(IMAGES / "round.png", round_figure())
+
+
+if __name__ == "__main__":
+    main()
