@@ -250,7 +250,7 @@ class ActiveLearner:
                 self.hp.mc_dropout_passes, masks.shape[1], self.hp.dropout, generator
             )
         embeddings, probabilities = [], []
-        for block in self._embed(self._train.images, candidates, f"scoring round {round_}"):
+        for block in self._embed(self._train.images, candidates, f"scoring for round {round_ + 1}"):
             probabilities.append(self.network.monte_carlo_logits(block, masks).softmax(2))
             if strategy.embeddings:
                 embeddings.append(block.half())
@@ -258,7 +258,9 @@ class ActiveLearner:
         labelled = None
         if strategy.labelled_embeddings:
             indices = self.pool.labelled.to(self.device)
-            blocks = [b.half() for b in self._embed(self._train.images, indices, "labelled")]
+            blocks = [
+                b.half() for b in self._embed(self._train.images, indices, "scoring labelled")
+            ]
             labelled = self._ranks.gather(torch.cat(blocks), len(indices))
         return PoolScores(
             candidates=candidates,
@@ -275,6 +277,9 @@ class ActiveLearner:
         In eval mode and without augmentation: BatchNorm's statistics are used, never updated.
         """
         share = indices[self._ranks.share(len(indices))]
+        for buffer in self.network.buffers():
+            # Each rank's last batch moved BatchNorm's statistics in a way of its own.
+            self._ranks.agree(buffer)
         self.network.eval()
         try:
             for block in self._progress(share.split(self.hp.scoring_batch_size), title):

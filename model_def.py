@@ -28,10 +28,12 @@ from determined.common import storage
 from tqdm import tqdm
 
 from active_learning import ActiveLearner, Query, SimulatedOracle
-from data import DataError, ImageStore, Splits, load_splits
+from data import DataError, ImageStore
 from reporting.run_folder import RunFolder, RunFolderError
+from training.checkpoint_files import allow_numpy_random_state
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.loading import load_data
 from training.ranks import Ranks
 from training.seeds import make_generator
 
@@ -113,10 +115,15 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         `epoch_idx` and `batch_idx` are not looked at: off the cluster they restart at 0 when a run
         is resumed. Metrics are summed on the device, and read when a report is due.
         """
+        query = None
         if self.learner.query_due:
             self.round_started = time.perf_counter()
-            self.report_query(self.learner.query())
+            query = self.learner.query()
         self.learner.train_step(self.context.backward, self.context.step_optimizer)
+        if query is not None:
+            # Only now: a trial that goes on from the last round's end reports this again, and of
+            # what it had reported before, a master keeps no more than lies before that step.
+            self.report_query(query)
         if self.steps_bar is None:
             self.steps_bar = _steps_bar(self.learner, self.ranks)
         self.steps_bar.update()
@@ -267,18 +274,6 @@ def _refused_as_invalid_hp() -> Iterator[None]:
             raise
         logger.error("%s", error)
         raise det.InvalidHP(str(error)) from error
-
-
-def load_data(hp: Hyperparameters) -> Splits:
-    """The data set that the hyperparameters name; downloaded first where it is missing."""
-    return load_splits(
-        hp.dataset,
-        hp.data_dir,
-        image_size=hp.image_size,
-        split_seed=hp.split_seed,
-        validation_fraction=hp.validation_fraction,
-        test_fraction=hp.test_fraction,
-    )
 
 
 def _part(store: ImageStore, size: int) -> ImageStore:
@@ -465,19 +460,6 @@ def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}_{name}": value for name, value in metrics.items()}
 
 
-def _allow_numpy_random_state() -> None:
-    """Let `torch.load(weights_only=True)` read numpy's random state in Determined's checkpoints.
-
-    Determined saves it there and, from torch 2.6 on, could not read its own checkpoints otherwise.
-    """
-    if not hasattr(torch.serialization, "add_safe_globals"):
-        return  # torch before 2.4
-    core_module = getattr(np, "_core", None) or np.core  # numpy 2 has renamed it
-    torch.serialization.add_safe_globals(
-        [core_module.multiarray._reconstruct, np.ndarray, np.dtype, type(np.dtype("uint32"))]
-    )
-
-
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line, as the README describes it."""
     parser = argparse.ArgumentParser(description="Active learning for image classification.")
@@ -511,7 +493,7 @@ def _print_error(error: Exception) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run on the cluster that the environment names, or on this machine; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    _allow_numpy_random_state()
+    allow_numpy_random_state()
     info = trial_on_cluster()
     if info is not None:
         run_on_cluster(info)

@@ -13,6 +13,7 @@ import os
 import runpy
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,11 @@ SCRIPT = ROOT / "model_def.py"
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["model_def", "matplotlib.figure"])
+
+
+def warm_up() -> None:
+    """Have the imports done in the background, for processes to be started later."""
+    forkserver.ensure_running()
 
 
 def run_script(

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 
 from active_learning import ActiveLearner, SimulatedOracle
-from data import load_splits
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
+from training.loading import load_data
 
 # What each recipe changes. `sgd` is the usual one for small-image ResNets: Nesterov momentum 0.9.
 RECIPES: dict[str, dict[str, Any]] = {
@@ -42,14 +42,7 @@ def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[s
         "batches_per_round": steps,
     }
     hp = Hyperparameters.from_mapping(values)
-    splits = load_splits(
-        hp.dataset,
-        arguments.data_dir,
-        image_size=hp.image_size,
-        split_seed=hp.split_seed,
-        validation_fraction=hp.validation_fraction,
-        test_fraction=hp.test_fraction,
-    )
+    splits = load_data(hp, arguments.data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, val = splits.train.to(device), splits.val.to(device)
     oracle = SimulatedOracle(splits.train.labels)

@@ -51,14 +51,15 @@ def contact_sheet(images: Tensor, labels: Tensor, class_names: Sequence[str], ti
         axes = figure.add_subplot(rows, SHEET_COLUMNS, place + 1)
         pixels = images[position].permute(1, 2, 0).numpy()
         axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
-        axes.set_title(_short(class_names[int(labels[position])]), fontsize=6, y=-0.22)
+        axes.set_title(shorten(class_names[int(labels[position])]), fontsize=6, y=-0.22)
         axes.axis("off")
     number = f"{shown} of {len(images)}" if shown < len(images) else str(shown)
     figure.suptitle(f"{title} ({number})", fontsize=10)
     return png(figure)
 
 
-def _short(name: str, width: int = 20) -> str:
+def shorten(name: str, width: int = 20) -> str:
+    """`name`, cut to `width` characters; a cut one ends in an ellipsis."""
     return name if len(name) <= width else name[: width - 1] + "…"
 
 

@@ -8,6 +8,7 @@ it, again and again if need be, as the master would.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -31,6 +32,7 @@ from benchmarks import processes
 TOKEN = "the-session-token"
 TOKEN_HEADER = "Grpc-Metadata-x-allocation-token"
 EXPERIMENT_ID = 11
+BUILT_IN_GROUPS = ("training", "validation")
 HEARD = 0.3  # seconds in which a client that has been answered takes notice
 
 
@@ -51,6 +53,17 @@ class Report:
     group: str
     steps: int
     values: dict[str, Any]
+
+
+def _outdated(old: Report, new: Report) -> bool:
+    """Whether the real master archives `old`, of an earlier run, when it is sent `new`.
+
+    It goes by kind of metrics, training, validation and all other groups together: see
+    rollbackMetrics in Determined's master/internal/db/postgres_trial_metrics.go.
+    """
+    kinds = [one.group if one.group in BUILT_IN_GROUPS else "generic" for one in (old, new)]
+    since = new.steps if kinds[0] == kinds[1] else new.steps + 1
+    return old.run_id < new.run_id and old.steps >= since
 
 
 class FakeMaster:
@@ -94,10 +107,7 @@ class FakeMaster:
         return [request.body for request in self.requests if request.path.endswith(path_end)]
 
     def begin_run(self, allocation: str) -> tuple[str | None, int]:
-        """The checkpoint that a new run of the trial starts from, and the batches behind it.
-
-        What had been reported of later batches is forgotten: the real master archives it.
-        """
+        """The checkpoint that a new run of the trial starts from, and the batches behind it."""
         with self._change:
             self._allocation, self._preempted, self._told = allocation, None, False
             self.preempt_at = None
@@ -105,7 +115,6 @@ class FakeMaster:
             if self.checkpoints:
                 newest = self.checkpoints[-1]["uuid"]
                 steps = self.checkpoints[-1]["metadata"]["steps_completed"]
-            self.reports = [report for report in self.reports if report.steps <= steps]
             return newest, steps
 
     # --- answers ---------------------------------------------------------------------------
@@ -154,6 +163,7 @@ class FakeMaster:
             sent["stepsCompleted"],
             sent["metrics"]["avgMetrics"],
         )
+        self.reports = [old for old in self.reports if not _outdated(old, report)]
         for other in self.reports:
             if (other.group, other.steps) == (report.group, report.steps):
                 return self._refuse(400, f"{report.group} twice after {report.steps} batches")
@@ -212,11 +222,12 @@ class FakeMaster:
                 else:
                     status, answer = self.answer(content or b"{}")
                 data = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                with contextlib.suppress(ConnectionError):  # whoever asked may have ended
+                    self.send_response(status)
+                    self.send_header("Content-Type", "application/json")
+                    self.send_header("Content-Length", str(len(data)))
+                    self.end_headers()
+                    self.wfile.write(data)
 
             def answer(self, content: bytes) -> tuple[int, dict[str, Any]]:
                 address = urlsplit(self.path)

@@ -5,6 +5,7 @@ All of them speak of positions 0..n-1, and give ties to the smaller one.
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -102,3 +103,61 @@ def k_means(
         if owner == previous:
             break
     return owner, centres
+
+
+def joint_information(probabilities: Array, chosen: list[int]) -> float:
+    """I(labels of the chosen; weights): over all label configurations, probabilities [T, n, C]."""
+    passes, _, classes = probabilities.shape
+    within = sum(entropy_of(probabilities[t, i]) for t in range(passes) for i in chosen) / passes
+    joint = []
+    for labels in itertools.product(range(classes), repeat=len(chosen)):
+        given_pass = [
+            math.prod(float(probabilities[t, i, y]) for i, y in zip(chosen, labels, strict=True))
+            for t in range(passes)
+        ]
+        joint.append(sum(given_pass) / passes)
+    return entropy_of(np.array(joint)) - within
+
+
+def batch_bald(probabilities: Array, k: int) -> list[int]:
+    """Greedy maximisation of the joint information."""
+    picked: list[int] = []
+    while len(picked) < k:
+        others = [i for i in range(probabilities.shape[1]) if i not in picked]
+        picked.append(max(others, key=lambda i: joint_information(probabilities, [*picked, i])))
+    return picked
+
+
+def typicality(points: Array, owner: list[int], neighbours: int) -> Array:
+    """One over the mean distance to the nearest neighbours in the same cluster; 0 if alone."""
+    values = np.zeros(len(points))
+    for i in range(len(points)):
+        distances = sorted(
+            math.sqrt(squared_distance(points[i], points[j]))
+            for j in range(len(points))
+            if j != i and owner[j] == owner[i]
+        )[:neighbours]
+        values[i] = len(distances) / sum(distances) if distances else 0.0
+    return values
+
+
+def max_cover(points: Array, labelled: Array, radius: float, k: int) -> list[int]:
+    """Greedy maximum coverage by balls; stops where nothing is left to cover."""
+    n = len(points)
+    balls = [
+        {j for j in range(n) if i == j or math.dist(points[i], points[j]) < radius}
+        for i in range(n)
+    ]
+    uncovered = {i for i in range(n) if all(math.dist(points[i], x) >= radius for x in labelled)}
+    picked: list[int] = []
+    while len(picked) < k and uncovered:
+        picked.append(max(range(n), key=lambda i: (len(balls[i] & uncovered), -i)))
+        uncovered -= balls[picked[-1]]
+    return picked
+
+
+def mean_cosine(points: Array) -> Array:
+    def cosine(a: Array, b: Array) -> float:
+        return float(a @ b) / (math.hypot(*a) * math.hypot(*b))
+
+    return np.array([sum(cosine(a, b) for b in points) / len(points) for a in points])

@@ -23,14 +23,29 @@ IMAGES = Path(__file__).resolve().parent.parent / "images"
 PER_CLASS = 3
 CORNER = 8  # pixels of the image's corner whose values are printed
 
-# Box: title, what happens, and whether it looks at hidden labels.
-STEPS = (
-    ("query", "one sweep over the pool, in eval\nmode: embeddings, MC-dropout\n"
-     "probabilities; the strategy\npicks dataset indices"),
-    ("label", "the oracle, and nobody else,\nlooks at the hidden labels\nof the picked images"),
-    ("train", "batches_per_round steps of AdamW\non all labels so far; the rate\nwarms up and falls to 0"),
-    ("evaluate", "validation: chooses the best round;\ntest: is reported only;\ncheckpoint, pause or go on"),
-)  # fmt: skip
+STEPS = {
+    "query": (
+        "one sweep over the pool, in eval",
+        "mode: embeddings, MC-dropout",
+        "probabilities; the strategy",
+        "picks dataset indices",
+    ),
+    "label": (
+        "the oracle, and nobody else,",
+        "looks at the hidden labels",
+        "of the picked images",
+    ),
+    "train": (
+        "batches_per_round steps of AdamW",
+        "on all labels so far; the rate",
+        "warms up and falls to 0",
+    ),
+    "evaluate": (
+        "validation: chooses the best round;",
+        "test: is reported only;",
+        "checkpoint, pause or go on",
+    ),
+}
 
 
 def sample_sheet(store: ImageStore) -> bytes:
@@ -69,7 +84,7 @@ def round_figure() -> bytes:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, 4.4), ylim=(0, 1.15))
     axes.axis("off")
-    for place, (title, text) in enumerate(STEPS):
+    for place, (title, lines) in enumerate(STEPS.items()):
         x = 0.12 + place * 1.06
         colour = ORANGE if title == "label" else BLUE
         box = FancyBboxPatch(
@@ -77,6 +92,7 @@ def round_figure() -> bytes:
         )
         axes.add_patch(box)
         axes.text(x + 0.44, 0.88, title, ha="center", weight="bold", fontsize=12, color=colour)
+        text = "\n".join(lines)
         axes.text(x + 0.44, 0.63, text, ha="center", va="center", fontsize=8.5)
         if place:
             axes.add_patch(

@@ -14,9 +14,10 @@ import os
 import sys
 from pathlib import Path
 
-from data import DownloadError, load_splits
+from data import DownloadError
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
+from training.loading import load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHMNIST, DIGITS = Path("configs/quick.yaml"), Path("configs/digits.yaml")
@@ -30,14 +31,7 @@ def missing_data(config: Path, data_dir: Path) -> str | None:
     """
     hp = Hyperparameters.from_mapping(load(config)["hyperparameters"])
     try:
-        load_splits(
-            hp.dataset,
-            data_dir,
-            image_size=hp.image_size,
-            split_seed=hp.split_seed,
-            validation_fraction=hp.validation_fraction,
-            test_fraction=hp.test_fraction,
-        )
+        load_data(hp, data_dir)
     except DownloadError as error:
         return str(error)
     return None

@@ -1,0 +1,216 @@
+"""The evaluation report's diagrams, as PNG bytes; colours that colour-blind people tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+from sklearn.metrics import roc_curve
+from torch import Tensor
+
+from reporting.figures import BLUE, ORANGE, png, shorten
+from reporting.measures import ECE_BINS, Estimate, confidence_bins
+
+# Okabe & Ito 2008, without the yellow that white paper swallows.
+COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINES = ("-", "--", ":", "-.")
+GREY = "#BBBBBB"
+NAME_WIDTH = 24  # characters of a class name
+DARK = 0.6  # shade of a cell from which on its text is white
+
+
+def losses(rows: Sequence[Mapping[str, float]]) -> bytes:
+    """Training and validation loss of each round; `rows` are rows of metrics.csv."""
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axes = figure.subplots()
+    for name, label, colour, style, marker in (
+        ("train_loss", "training (end of the round)", BLUE, "-", "o"),
+        ("val_loss", "validation", ORANGE, "--", "s"),
+    ):
+        points = [(row["round"] + 1, row[name]) for row in rows if name in row]
+        x, y = zip(*points, strict=True) if points else ((), ())
+        axes.plot(x, y, style, color=colour, marker=marker, markersize=4, label=label)
+    axes.set(xlabel="round", ylabel="cross-entropy, nats")
+    axes.set_ylim(bottom=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return png(figure)
+
+
+def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> bytes:
+    """Counts [C, C]: rows are true classes, shaded by their share of the row."""
+    shares = counts / counts.sum(1, keepdim=True).clamp(min=1)
+    names = [shorten(name, NAME_WIDTH) for name in class_names]
+    side = max(4.0, 0.55 * len(names))
+    figure = Figure(figsize=(side + 3, side + 1.6), layout="constrained")
+    axes = figure.subplots()
+    _cells(axes, shares, [[f"{int(count)}" for count in row] for row in counts.tolist()])
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted class", ylabel="true class")
+    return png(figure)
+
+
+def class_mix(counts: Tensor, reference: Tensor, class_names: Sequence[str]) -> bytes:
+    """Images queried of each class: counts [rounds, C], shaded by their share of the round.
+
+    `reference` [C] are the numbers of images in the whole pool, shown in a column of its own.
+    """
+    names = [shorten(name, NAME_WIDTH) for name in class_names]
+    columns = torch.cat([counts, reference.unsqueeze(0)]).double()
+    shares = columns / columns.sum(1, keepdim=True).clamp(min=1)
+    texts = [[f"{int(count)}" for count in row] for row in counts.T.tolist()]
+    for row, share in zip(texts, shares[-1].tolist(), strict=True):
+        row.append(f"{share:.0%}")
+    rounds = len(counts)
+    width = min(14.0, 3.2 + 0.62 * (rounds + 1))
+    figure = Figure(figsize=(max(5.0, width), 1.2 + 0.36 * len(names)), layout="constrained")
+    axes = figure.subplots()
+    _cells(axes, shares.T, texts)
+    axes.set_xticks(range(rounds + 1), [*(str(i + 1) for i in range(rounds)), "whole\npool"])
+    axes.set_yticks(range(len(names)), names)
+    axes.axvline(rounds - 0.5, color="black", linewidth=2)
+    axes.set(xlabel="round")
+    return png(figure)
+
+
+def _cells(axes: Axes, shares: Tensor, texts: Sequence[Sequence[str]]) -> None:
+    """A table of shaded cells; its shades are `shares` from 0 to 1, of the largest one."""
+    top = max(float(shares.max()), 1e-9)
+    axes.imshow(shares.numpy() / top, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for row, line in enumerate(texts):
+        for column, text in enumerate(line):
+            dark = float(shares[row, column]) / top > DARK
+            axes.text(
+                column, row, text, ha="center", va="center", fontsize=8,
+                color="white" if dark else "black",
+            )  # fmt: skip
+
+
+def reliability(before: Tensor, after: Tensor, labels: Tensor) -> bytes:
+    """Accuracy against confidence, with the number of images in each bin below.
+
+    `before` and `after` are [N, C] probabilities without and with temperature scaling.
+    """
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    grid = figure.subplots(2, 2, sharex=True, height_ratios=[3, 1])
+    edges = np.arange(ECE_BINS) / ECE_BINS
+    for column, (title, probabilities) in enumerate(
+        (("before temperature scaling", before), ("after temperature scaling", after))
+    ):
+        confidence, predicted = probabilities.max(1)
+        bins = confidence_bins(confidence)
+        images = torch.bincount(bins, minlength=ECE_BINS)
+        right = torch.bincount(bins[predicted == labels], minlength=ECE_BINS)
+        upper, lower = grid[0][column], grid[1][column]
+        shown = (images > 0).numpy()
+        accuracy = (right / images.clamp(min=1)).numpy()
+        upper.bar(
+            edges[shown], accuracy[shown], 1 / ECE_BINS, align="edge",
+            color=BLUE, edgecolor="white", label="accuracy of the bin",
+        )  # fmt: skip
+        upper.plot([0, 1], [0, 1], "--", color=ORANGE, label="honest: confidence = accuracy")
+        upper.set(title=title, xlim=(0, 1), ylim=(0, 1.02))
+        lower.bar(edges, images.numpy(), 1 / ECE_BINS, align="edge", color=GREY, edgecolor="white")
+        lower.set(xlabel="confidence: probability of the predicted class")
+    grid[0][0].set_ylabel("accuracy")
+    grid[1][0].set_ylabel("images")
+    grid[0][0].legend(loc="upper left", fontsize=8)
+    return png(figure)
+
+
+def roc_curves(
+    probabilities: Tensor, labels: Tensor, areas: Sequence[Estimate], class_names: Sequence[str]
+) -> bytes:
+    """One-against-rest ROC curves of all classes that have one; `areas` are for the legend."""
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    axes = figure.subplots()
+    for c, (name, area) in enumerate(zip(class_names, areas, strict=True)):
+        if np.isnan(area.value):
+            continue
+        wrong, right, _ = roc_curve((labels == c).numpy(), probabilities[:, c].numpy())
+        axes.plot(
+            wrong, right, LINES[c // len(COLOURS) % len(LINES)],
+            color=COLOURS[c % len(COLOURS)], linewidth=1.6,
+            label=f"{shorten(name, NAME_WIDTH)}: {area.value:.3f}",
+        )  # fmt: skip
+    axes.plot([0, 1], [0, 1], color=GREY, linewidth=1, label="chance: 0.500")
+    axes.set(
+        xlabel="false positive rate", ylabel="true positive rate",
+        xlim=(-0.01, 1), ylim=(0, 1.01), aspect="equal",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right center", title="area under the curve", fontsize=8)
+    return png(figure)
+
+
+def precision_and_recall(
+    precision: Sequence[Estimate], recall: Sequence[Estimate], class_names: Sequence[str]
+) -> bytes:
+    """Both of each class, with their intervals as bars."""
+    figure = Figure(figsize=(9, 1.1 + 0.42 * len(class_names)), layout="constrained")
+    axes = figure.subplots()
+    for name, values, colour, marker, shift in (
+        ("precision", precision, BLUE, "o", -0.13),
+        ("recall", recall, ORANGE, "s", 0.13),
+    ):
+        places = np.arange(len(class_names)) + shift
+        points = np.array([(one.value, one.low, one.high) for one in values]).T
+        axes.hlines(places, points[1], points[2], color=colour, linewidth=2)
+        axes.plot(points[0], places, marker, color=colour, markersize=6, label=name)
+    axes.set_yticks(
+        range(len(class_names)), [shorten(name, NAME_WIDTH) for name in class_names]
+    )
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.01)
+    axes.xaxis.set_major_formatter(PercentFormatter(1))
+    axes.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside upper right", ncols=2)
+    return png(figure)
+
+
+def embedding_map(
+    points: Tensor, status: Tensor, predicted: Tensor, class_names: Sequence[str]
+) -> bytes:
+    """Two views of the same points [n, 2]: what is labelled, and what is predicted.
+
+    `status` [n]: 0 unlabelled, 1 labelled earlier, 2 labelled in the last round. `predicted`
+    int64 [n].
+    """
+    figure = Figure(figsize=(11, 5.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for value, name, colour, marker, size in (
+        (0, "unlabelled", GREY, ".", 14),
+        (1, "labelled in earlier rounds", BLUE, "o", 16),
+        (2, "queried in the last round", ORANGE, "^", 26),
+    ):
+        x, y = points[status == value].T.numpy()
+        left.scatter(
+            x, y, s=size, c=colour, marker=marker, linewidths=0.3,
+            edgecolors="white" if value else "none", label=f"{name} ({len(x)})",
+        )  # fmt: skip
+    left.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), fontsize=8)
+    for c, name in enumerate(class_names):
+        chosen = points[predicted == c]
+        if not len(chosen):
+            continue
+        x, y = chosen.T.numpy()
+        colour = COLOURS[c % len(COLOURS)]
+        right.scatter(x, y, s=10, color=colour, label=f"{c + 1}  {shorten(name, NAME_WIDTH)}")
+        # Colours repeat and some are alike for some eyes; the numbers are not.
+        for i in range(0, len(chosen), max(1, len(chosen) // 4)):
+            right.text(
+                float(x[i]), float(y[i]), str(c + 1), fontsize=8, weight="bold", ha="center",
+                va="center", bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colour},
+            )  # fmt: skip
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), fontsize=8, ncols=2)
+    left.set_title("what is labelled")
+    right.set_title("predicted class")
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+    return png(figure)
