@@ -30,7 +30,6 @@ from tqdm import tqdm
 from active_learning import ActiveLearner, Query, SimulatedOracle
 from data import DataError, ImageStore
 from reporting.run_folder import RunFolder, RunFolderError
-from training.checkpoint_files import allow_numpy_random_state
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
@@ -115,6 +114,7 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         `epoch_idx` and `batch_idx` are not looked at: off the cluster they restart at 0 when a run
         is resumed. Metrics are summed on the device, and read when a report is due.
         """
+        round_ = self.learner.round
         query = None
         if self.learner.query_due:
             self.round_started = time.perf_counter()
@@ -127,7 +127,9 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         if self.steps_bar is None:
             self.steps_bar = _steps_bar(self.learner, self.ranks)
         self.steps_bar.update()
-        return {}
+        # All figures come from the reducer, but over several ranks Determined fails at averaging
+        # batches without any.
+        return {"round": round_}
 
     def evaluate_batch(self, batch: pytorch.TorchData, batch_idx: int) -> dict[str, Any]:
         """Evaluate on the whole validation split, all ranks together, and report the test split."""
@@ -218,6 +220,12 @@ class _Callback(pytorch.PyTorchCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if not self.warm_start:
             self.trial.learner.load_state_dict(state_dict)
+
+    def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
+        # As plain numbers, numpy's random state needs no pickled code: torch.load(weights_only=True)
+        # takes it in every version, and from 2.6 on Determined loads its checkpoints that way.
+        name, keys, *rest = checkpoint["rng_state"]["np_rng_state"]
+        checkpoint["rng_state"]["np_rng_state"] = (name, keys.tolist(), *rest)
 
     def on_training_workload_end(
         self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
@@ -493,7 +501,6 @@ def _print_error(error: Exception) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run on the cluster that the environment names, or on this machine; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    allow_numpy_random_state()
     info = trial_on_cluster()
     if info is not None:
         run_on_cluster(info)

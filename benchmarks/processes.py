@@ -72,7 +72,7 @@ def start(
     return process
 
 
-def wait(process: ForkServerProcess, seconds: float = 120) -> int:
+def wait(process: ForkServerProcess, seconds: float = 240) -> int:
     """The exit status of `process`, -9 if it was killed.
 
     Raises:

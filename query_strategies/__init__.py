@@ -51,6 +51,9 @@ STRATEGIES: dict[str, Strategy] = {
     "least_confidence": Strategy(uncertainty.least_confidence, probabilities=True),
     "bald": Strategy(uncertainty.bald, probabilities=True, stochastic=True),
     "k_center": Strategy(diversity.k_center, embeddings=True, labelled_embeddings=True),
+    "k_center_projected": Strategy(
+        diversity.k_center_projected, embeddings=True, labelled_embeddings=True
+    ),
     "k_means": Strategy(diversity.k_means, embeddings=True),
     "uncertainty_diversity": Strategy(
         hybrid.uncertainty_diversity,

@@ -12,10 +12,12 @@ from .geometry import (
     smallest_squared_distance,
     squared_distances,
 )
+from .projection import principal_directions, project
 from .scores import top_k_stable
 
 PROPOSALS = 512
 MAX_ITERATIONS = 10
+PROJECT_ABOVE = 1024  # below, the projection would cost as much as it saves
 
 
 def sample_by_distance(
@@ -120,11 +122,17 @@ def k_means_clusters(
 
     weights: float32 [n], not negative: what each point counts for, in seeding and in the means.
     Returns the cluster of each point (int64 [n], in 0..k-1; a cluster may be empty) and its squared
-    distance to that cluster's mean (float32 [n]). Points must have no coefficients.
+    distance to that cluster's mean (float32 [n]). Points must be centred on their mean and have no
+    coefficients.
 
-    Lloyd 1982; seeding as in `sample_by_distance`. Time O(n k D) multiply-adds per round, in matrix
-    products; memory of one block and two k x D matrices beside the points.
+    Lloyd 1982; seeding as in `sample_by_distance`. Points of more than `PROJECT_ABOVE` dimensions
+    are clustered by their principal components, as Cohen et al. 2015, "Dimensionality Reduction for
+    k-Means Clustering and Low Rank Approximation", show to be nearly the same for a fraction of the
+    time. Time O(n k D) multiply-adds per round, D at most `PROJECT_ABOVE`, in matrix products;
+    memory of one block and two k x D matrices beside the points and their projection.
     """
+    if points.embeddings.shape[1] > PROJECT_ABOVE:
+        points = project(points, principal_directions(points, generator))
     seeds = sample_by_distance(points, k, generator, weights=weights)
     centres = points.block(seeds).factors[0]
     owner = _assign(points, centres)

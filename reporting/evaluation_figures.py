@@ -18,6 +18,7 @@ from reporting.measures import ECE_BINS, Estimate, confidence_bins
 # Okabe & Ito 2008, without the yellow that white paper swallows.
 COLOURS = (BLUE, ORANGE, "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINES = ("-", "--", ":", "-.")
+MARKERS = ("o", "^", "s", "D")
 GREY = "#BBBBBB"
 NAME_WIDTH = 24  # characters of a class name
 DARK = 0.6  # shade of a cell from which on its text is white
@@ -31,7 +32,7 @@ def losses(rows: Sequence[Mapping[str, float]]) -> bytes:
         ("train_loss", "training (end of the round)", BLUE, "-", "o"),
         ("val_loss", "validation", ORANGE, "--", "s"),
     ):
-        points = [(row["round"] + 1, row[name]) for row in rows if name in row]
+        points = [(row["round"], row[name]) for row in rows if name in row]
         x, y = zip(*points, strict=True) if points else ((), ())
         axes.plot(x, y, style, color=colour, marker=marker, markersize=4, label=label)
     axes.set(xlabel="round", ylabel="cross-entropy, nats")
@@ -72,7 +73,7 @@ def class_mix(counts: Tensor, reference: Tensor, class_names: Sequence[str]) -> 
     figure = Figure(figsize=(max(5.0, width), 1.2 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     _cells(axes, shares.T, texts)
-    axes.set_xticks(range(rounds + 1), [*(str(i + 1) for i in range(rounds)), "whole\npool"])
+    axes.set_xticks(range(rounds + 1), [*map(str, range(rounds)), "whole\npool"])
     axes.set_yticks(range(len(names)), names)
     axes.axvline(rounds - 0.5, color="black", linewidth=2)
     axes.set(xlabel="round")
@@ -128,7 +129,7 @@ def roc_curves(
     probabilities: Tensor, labels: Tensor, areas: Sequence[Estimate], class_names: Sequence[str]
 ) -> bytes:
     """One-against-rest ROC curves of all classes that have one; `areas` are for the legend."""
-    figure = Figure(figsize=(9, 4.6), layout="constrained")
+    figure = Figure(figsize=(7.6, 4.6), layout="constrained")
     axes = figure.subplots()
     for c, (name, area) in enumerate(zip(class_names, areas, strict=True)):
         if np.isnan(area.value):
@@ -163,9 +164,7 @@ def precision_and_recall(
         points = np.array([(one.value, one.low, one.high) for one in values]).T
         axes.hlines(places, points[1], points[2], color=colour, linewidth=2)
         axes.plot(points[0], places, marker, color=colour, markersize=6, label=name)
-    axes.set_yticks(
-        range(len(class_names)), [shorten(name, NAME_WIDTH) for name in class_names]
-    )
+    axes.set_yticks(range(len(class_names)), [shorten(name, NAME_WIDTH) for name in class_names])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.01)
     axes.xaxis.set_major_formatter(PercentFormatter(1))
@@ -185,7 +184,7 @@ def embedding_map(
     figure = Figure(figsize=(11, 5.2), layout="constrained")
     left, right = figure.subplots(1, 2)
     for value, name, colour, marker, size in (
-        (0, "unlabelled", GREY, ".", 14),
+        (0, "unlabelled", "#999999", ".", 24),
         (1, "labelled in earlier rounds", BLUE, "o", 16),
         (2, "queried in the last round", ORANGE, "^", 26),
     ):
@@ -199,11 +198,13 @@ def embedding_map(
         chosen = points[predicted == c]
         if not len(chosen):
             continue
-        x, y = chosen.T.numpy()
-        colour = COLOURS[c % len(COLOURS)]
-        right.scatter(x, y, s=10, color=colour, label=f"{c + 1}  {shorten(name, NAME_WIDTH)}")
+        x, y = chosen[chosen[:, 0].argsort()].T.numpy()
+        repeat, place = divmod(c, len(COLOURS))
+        colour, marker = COLOURS[place], MARKERS[repeat % len(MARKERS)]
+        label = f"{c + 1}  {shorten(name, NAME_WIDTH)}"
+        right.scatter(x, y, s=10, color=colour, marker=marker, label=label)
         # Colours repeat and some are alike for some eyes; the numbers are not.
-        for i in range(0, len(chosen), max(1, len(chosen) // 4)):
+        for i in {len(x) // 8, len(x) // 2, len(x) - 1 - len(x) // 8}:
             right.text(
                 float(x[i]), float(y[i]), str(c + 1), fontsize=8, weight="bold", ha="center",
                 va="center", bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colour},

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import normalise
+from reporting.figures import shorten
 from reporting.grad_cam import grad_cam
 from reporting.html_page import card, cards, picture
-from tools.inference import Inference
+from training.inference import Inference
 
 MISTAKES = 2  # per class
 CLASSES = 20  # shown at most
@@ -51,15 +52,16 @@ class Predictions:
 def mistakes(predictions: Predictions) -> str:
     """HTML: each class's most confident mistakes, each beside right examples of both classes."""
     names = predictions.class_names
+    short = [shorten(name) for name in names]
     items = []
     for true in range(min(len(names), CLASSES)):
         for wrong in predictions.most_confident(true, right=False, count=MISTAKES):
             said = int(predictions.predicted[wrong])
             confidence = float(predictions.confidence[wrong])
-            row = [predictions.picture(wrong, f"called {names[said]}, {confidence:.0%} sure")]
+            row = [predictions.picture(wrong, f"called {short[said]}, {confidence:.0%} sure")]
             for example in (true, said):
                 for position in predictions.most_confident(example, right=True, count=1):
-                    row.append(predictions.picture(position, f"right: {names[example]}"))
+                    row.append(predictions.picture(position, f"right: {short[example]}"))
             items.append(card(f"True class: {names[true]}", row))
     return cards(items) if items else "<p>No mistakes on this split.</p>"
 
@@ -79,7 +81,9 @@ def attention(predictions: Predictions, inference: Inference) -> str:
     positions = torch.tensor([position for row in shown for position, _ in row])
     maps = grad_cam(
         inference.network,
-        normalise(predictions.images[positions].to(inference.device), inference.mean, inference.std),
+        normalise(
+            predictions.images[positions].to(inference.device), inference.mean, inference.std
+        ),
         predictions.predicted[positions].to(inference.device),
     ).cpu()
     overlays = iter(maps)
@@ -93,8 +97,8 @@ def attention(predictions: Predictions, inference: Inference) -> str:
                 card(
                     f"{'Right' if right else 'Wrong'}: {names[true]}",
                     [
-                        predictions.picture(position, f"true class: {names[true]}"),
-                        picture(overlay, f"evidence for {said}, {confidence}"),
+                        predictions.picture(position, f"true class: {shorten(names[true])}"),
+                        picture(overlay, f"evidence for {shorten(said)}, {confidence}"),
                     ],
                 )
             )

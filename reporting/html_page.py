@@ -25,14 +25,12 @@ th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ccc; 
 th:first-child, td:first-child { text-align: left; max-width: 20em; }
 thead th { border-bottom: 2px solid #111; }
 .interval { color: #444; font-size: .85em; white-space: nowrap; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(330px, 1fr)); gap: 1em; }
-.card { border: 1px solid #bbb; border-radius: 6px; padding: .6em .8em; margin: 0; }
+.cards { display: flex; flex-wrap: wrap; gap: 1em; }
+.card { border: 1px solid #bbb; border-radius: 6px; padding: .6em .8em; width: min-content; }
 .card h3 { font-size: .95em; margin: 0 0 .4em; overflow-wrap: anywhere; }
 .row { display: flex; gap: .8em; }
-figure { margin: 0; width: 92px; }
-.wide { width: auto; margin: 1em 0; }
+figure { margin: 0; width: 96px; }
 figcaption { font-size: .75em; line-height: 1.25; overflow-wrap: anywhere; }
-.wide figcaption { font-size: .85em; color: #444; }
 @media print {
   body { font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }
   h2, h3 { break-after: avoid; }
@@ -67,9 +65,7 @@ def plot(png: bytes, alt: str) -> str:
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of HTML cells; the first column is of names."""
     head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "\n".join(
-        "<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 

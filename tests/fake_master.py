@@ -27,6 +27,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import determined as det
+from determined import constants
+from determined.common import constants as common_constants
+
 from benchmarks import processes
 
 TOKEN = "the-session-token"
@@ -43,6 +47,9 @@ class Request:
     method: str
     path: str
     body: dict[str, Any]
+
+
+Condition = Callable[[Request], bool] | None
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,7 @@ class FakeMaster:
         self.reports: list[Report] = []
         self.checkpoints: list[dict[str, Any]] = []
         self.acknowledged: list[str] = []  # allocations that have acknowledged preemption
-        self.preempt_at: Callable[[Request], bool] | None = None
+        self._preempt_at: Condition = None
         self._preempted: str | None = None  # the allocation that is asked to stop
         self._told = False  # whether it has been answered so
         self._allocation = ""
@@ -106,11 +113,15 @@ class FakeMaster:
         """Bodies of the requests whose path ends so, in order."""
         return [request.body for request in self.requests if request.path.endswith(path_end)]
 
-    def begin_run(self, allocation: str) -> tuple[str | None, int]:
-        """The checkpoint that a new run of the trial starts from, and the batches behind it."""
+    def begin_run(self, allocation: str, preempt_at: Condition) -> tuple[str | None, int]:
+        """The checkpoint that a new run of the trial starts from, and the batches behind it.
+
+        Args:
+            preempt_at: which of its requests has it asked to stop.
+        """
         with self._change:
             self._allocation, self._preempted, self._told = allocation, None, False
-            self.preempt_at = None
+            self._preempt_at = preempt_at
             newest, steps = None, 0
             if self.checkpoints:
                 newest = self.checkpoints[-1]["uuid"]
@@ -123,8 +134,8 @@ class FakeMaster:
         """Status and JSON for `request`."""
         with self._change:
             self.requests.append(request)
-            if self.preempt_at is not None and self.preempt_at(request):
-                self._preempted, self.preempt_at = self._allocation, None
+            if self._preempt_at is not None and self._preempt_at(request):
+                self._preempted, self._preempt_at = self._allocation, None
                 self._change.notify_all()
         for method, pattern, respond in (
             ("POST", r"/api/v1/runs/start", self._start),
@@ -283,14 +294,12 @@ class Trial:
         """Id of the current run's stay on the agent."""
         return f"{self.allocation_prefix}{self.runs}"
 
-    def environment(self, checkpoint: tuple[str | None, int] | None = None) -> dict[str, str]:
-        """The variables that the master sets for the trial's next run.
-
-        Args:
-            checkpoint: id and batches behind it, in place of the trial's own newest.
-        """
+    def environment(
+        self, preempt_at: Condition = None, checkpoint: tuple[str, int] | None = None
+    ) -> dict[str, str]:
+        """The variables that the master sets for the trial's next run; see `start`."""
         self.runs += 1
-        newest, steps = self.master.begin_run(self.allocation)
+        newest, steps = self.master.begin_run(self.allocation, preempt_at)
         if checkpoint is not None:
             newest, steps = checkpoint
         variables = {
@@ -314,10 +323,18 @@ class Trial:
         }
         return variables if newest is None else {**variables, "DET_LATEST_CHECKPOINT": newest}
 
-    def start(self, checkpoint: tuple[str | None, int] | None = None) -> ForkServerProcess:
-        """Run model_def.py in the container."""
+    def start(
+        self, preempt_at: Condition = None, checkpoint: tuple[str, int] | None = None
+    ) -> ForkServerProcess:
+        """Run model_def.py in the container.
+
+        Args:
+            preempt_at: which of its requests has it asked to stop.
+            checkpoint: id and batches behind it, in place of the trial's own newest.
+        """
         prepare = functools.partial(enter_container, self.folder)
-        return processes.start([], self.log, self.environment(checkpoint), prepare)
+        variables = self.environment(preempt_at, checkpoint)
+        return processes.start([], self.log, variables, prepare)
 
     def start_fresh(self) -> subprocess.Popen[bytes]:
         """The same with an interpreter of its own, which imports everything anew."""
@@ -342,10 +359,6 @@ def enter_container(folder: Path) -> None:
     Those are default arguments and constants of its own modules; then what Determined's entrypoint
     does before it calls the user's: write down what the environment says.
     """
-    import determined as det
-    from determined import constants
-    from determined.common import constants as common_constants
-
     written: tuple[Any, ...] = (
         det.ClusterInfo,
         det.TrialInfo,

@@ -5,7 +5,7 @@ What the master is told, and that a trial that was paused or killed ends as if i
 
 from __future__ import annotations
 
-import os
+import contextlib
 import pickle
 import shutil
 import signal
@@ -52,17 +52,16 @@ def experiment(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def make_trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Trial]]:
     """Builds a trial with a container and a master of its own."""
-    masters, trials = [], []
+    trials = []
+    with contextlib.ExitStack() as masters:
 
-    def make(**changes: Any) -> Trial:
-        masters.append(FakeMaster().__enter__())
-        folder = tmp_path_factory.mktemp("container")
-        trials.append(Trial(masters[-1], folder, experiment(**changes)))
-        return trials[-1]
+        def make(**changes: Any) -> Trial:
+            master = masters.enter_context(FakeMaster())
+            folder = tmp_path_factory.mktemp("container")
+            trials.append(Trial(master, folder, experiment(**changes)))
+            return trials[-1]
 
-    yield make
-    for master in masters:
-        master.__exit__()
+        yield make
     for trial in trials:
         for events in Path("/tmp").glob(f"tensorboard-{trial.allocation_prefix}*"):
             shutil.rmtree(events)
@@ -97,14 +96,15 @@ def report_of(group: str, steps: int) -> Callable[[Request], bool]:
 
 def without_time(reports: list[Report]) -> list[tuple[str, int, dict[str, Any]]]:
     """What was reported, the same in runs that did the same."""
-    return sorted(
+    return [
         (one.group, one.steps, {k: v for k, v in one.values.items() if k != "query_seconds"})
-        for one in reports
-    )
+        for one in sorted(reports, key=lambda one: (one.group, one.steps))
+    ]
 
 
 def assert_equal(trial: Trial, undisturbed: Trial) -> None:
     """`trial` told its master the same and ends with the same bits as the undisturbed one."""
+    assert trial.master.refused == []
     assert without_time(trial.master.reports) == without_time(undisturbed.master.reports)
     assert processes.same(trial.state(), undisturbed.state())
 
@@ -163,9 +163,8 @@ def test_progress_and_checkpoints_are_reported(undisturbed: Trial) -> None:
 
 def test_paused_within_a_round(make_trial: Callable[..., Trial], undisturbed: Trial) -> None:
     trial = make_trial()
-    process = trial.start()
     signalled = 6  # the first batch of the second round
-    trial.master.preempt_at = report_of("training", signalled)
+    process = trial.start(report_of("training", signalled))
     assert processes.wait(process) == 0, trial.log.read_text()
     assert trial.master.acknowledged == [trial.allocation]
     stopped = trial.master.checkpoints[-1]["metadata"]["steps_completed"]
@@ -180,8 +179,7 @@ def test_paused_and_killed_time_and_again(
     make_trial: Callable[..., Trial], undisturbed: Trial
 ) -> None:
     trial = make_trial()
-    process = trial.start()
-    trial.master.preempt_at = report_of("validation", 5)  # a round is over
+    process = trial.start(report_of("validation", 5))  # a round is over
     assert processes.wait(process) == 0, trial.log.read_text()
     assert trial.master.checkpoints[-1]["metadata"]["steps_completed"] in (5, 6)
 
@@ -189,12 +187,11 @@ def test_paused_and_killed_time_and_again(
     while not any(map(report_of("training", 8), trial.master.requests)):
         assert process.is_alive(), trial.log.read_text()
         time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     assert processes.wait(process) == -signal.SIGKILL
 
     # The last batch is trained, and not yet validated.
-    process = trial.start()
-    trial.master.preempt_at = lambda request: request.body.get("progress") == 1
+    process = trial.start(lambda request: request.body.get("progress") == 1)
     assert processes.wait(process) == 0, trial.log.read_text()
     assert trial.master.checkpoints[-1]["metadata"]["steps_completed"] == 15
     assert [one.steps for one in trial.master.of_group("validation")] == [5, 10]
@@ -213,7 +210,7 @@ def test_another_trials_checkpoint_gives_weights_and_no_labels(
     other = trial.storage / uuid / "trial_state.pkl"
     state = pickle.loads(other.read_bytes())
     other.write_bytes(pickle.dumps({**state, "trial_id": 2}))
-    assert processes.wait(trial.start((uuid, 0))) == 0, trial.log.read_text()
+    assert processes.wait(trial.start(checkpoint=(uuid, 0))) == 0, trial.log.read_text()
     query = trial.master.of_group("active_learning")
     assert [(one.steps, one.values["labeled_samples"]) for one in query] == [(1, LABELS[0])]
     losses = [one.master.of_group("training")[0].values["loss"] for one in (trial, undisturbed)]

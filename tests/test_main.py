@@ -17,7 +17,6 @@ from PIL import Image
 
 import model_def
 from tests.conftest import ROOT, SHARED_DATA, SMALL
-from training.checkpoint_files import allow_numpy_random_state
 
 SETTINGS = [f"hyperparameters.{name}={value}" for name, value in SMALL.items()]
 DIGITS = ["--config", str(ROOT / "configs" / "digits.yaml"), "--set", *SETTINGS]
@@ -91,7 +90,6 @@ class TestRunFolder:
     def test_checkpoint_reads_without_running_code(self, finished: tuple[Path, str]) -> None:
         entry = json.loads((finished[0] / "checkpoints.json").read_text(encoding="utf-8"))[-1]
         file = finished[0] / "checkpoints" / entry["uuid"] / "state_dict.pth"
-        allow_numpy_random_state()
         state = torch.load(file, weights_only=True)
         pool = state["callbacks"]["active_learning"]
         indices = {int(row["index"]) for row in read(finished[0] / "queries.csv")}

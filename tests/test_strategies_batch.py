@@ -136,7 +136,7 @@ def test_power_bald_draws_in_proportion_to_the_score() -> None:
     probabilities = softmax(4, 5, 3)
     chances = mutual_information(probabilities)
     chances = chances / chances.sum()
-    runs = 2000
+    runs = 800
     counts = torch.zeros(5)
     for seed in range(runs):
         counts[positions("power_bald", pool_of(probabilities), 1, seed)[0]] += 1

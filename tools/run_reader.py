@@ -23,8 +23,7 @@ from active_learning import LabeledPool
 from data import DataError, Splits, channel_statistics
 from reporting.run_folder import damaged_files
 from resnet_custom import SplitNetwork
-from tools.inference import Inference
-from training.checkpoint_files import allow_numpy_random_state
+from training.inference import Inference
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
 from training.precision import compute_dtype
@@ -160,7 +159,6 @@ def _load_checkpoint(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     damage = damaged_files(folder, digests) if isinstance(digests, dict) else []
     if damage:
         raise RunError(f"{folder}: missing or damaged ({', '.join(damage)}); {other}")
-    allow_numpy_random_state()
     try:
         state = torch.load(folder / "state_dict.pth", map_location="cpu", weights_only=True)
     # zipfile, pickle and torch raise a dozen types on a bad file, which mean the same here.

@@ -1,0 +1,132 @@
+"""Does a run that is killed again and again end as one that never was?
+
+    python -m benchmarks.kill_test --kills 50 --seed 0
+
+Runs the digits, small, once undisturbed; then again, killed (SIGKILL) at random moments and gone
+on with by --resume until it ends, and so on until there have been enough kills. Images queried,
+metrics and the last checkpoint, weights and optimizer, are compared to the last bit. Prints how
+many kills were survived; the exit status is 1 where anything differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import processes
+
+CONFIG = processes.ROOT / "configs" / "digits.yaml"
+SETTINGS = {
+    "image_size": 8,
+    "batch_size": 8,
+    "batches_per_round": 3,
+    "reporting_period": 2,
+    "initial_labeled_size": 10,
+    "samples_to_label": 5,
+    "evaluation_size": 20,
+    "between_rounds": "shrink_and_perturb",
+}
+
+
+def arguments_for(run: Path, rounds: int) -> list[str | Path]:
+    """What starts a new run in `run`."""
+    settings = {**SETTINGS, "rounds": rounds, "label_budget": 10 + 5 * (rounds - 1)}
+    values = [f"hyperparameters.{name}={value}" for name, value in settings.items()]
+    return ["--config", CONFIG, "--output-dir", run, "--set", *values]
+
+
+def run_to_the_end(arguments: Sequence[str | Path], log: Path) -> None:
+    """Run model_def.py with `arguments`.
+
+    Raises:
+        RuntimeError: it did not end well.
+    """
+    status = processes.wait(processes.start(arguments, log), seconds=3600)
+    if status != 0:
+        raise RuntimeError(f"a run ended with status {status}\n{log.read_text()}")
+
+
+def next_arguments(run: Path, rounds: int) -> list[str | Path]:
+    """What goes on with `run`, or starts it where a kill came before anything was written."""
+    if (run / "config.yaml").exists():
+        return ["--resume", run]
+    shutil.rmtree(run, ignore_errors=True)
+    return arguments_for(run, rounds)
+
+
+def kill_repeatedly(
+    run: Path, rounds: int, kills: int, longest: float, generator: random.Random
+) -> int:
+    """Begin `run` and kill it until it ends, `kills` times at most; how often it was killed.
+
+    Args:
+        longest: seconds that a process may live.
+
+    Raises:
+        RuntimeError: a process ended by itself and not well.
+    """
+    log = run.parent / "log.txt"
+    for killed in range(kills):
+        process = processes.start(next_arguments(run, rounds), log)
+        process.join(generator.uniform(0, longest))
+        process.kill()
+        status = processes.wait(process)
+        if status == 0:
+            return killed
+        if status != -signal.SIGKILL:
+            raise RuntimeError(f"{run} ended with status {status}\n{log.read_text()}")
+        print(f"killed: {progress(run)}", flush=True)
+    return kills
+
+
+def progress(run: Path) -> str:
+    """How far `run` has come, in words."""
+    rows = processes.read_rows(run / "metrics.csv")
+    return f"{run.name}, round {len(rows)}" if rows else f"{run.name}, before the first round"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the experiment; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory(prefix="kill_test_") as name:
+        folder = Path(name)
+        reference = folder / "reference"
+        # The first process waits for the imports, which must not count as time to be killed in.
+        run_to_the_end(arguments_for(folder / "warm_up", 1), folder / "log.txt")
+        started = time.monotonic()
+        run_to_the_end(arguments_for(reference, arguments.rounds), folder / "log.txt")
+        seconds = time.monotonic() - started
+        print(f"undisturbed: {arguments.rounds} rounds in {seconds:.1f} s", flush=True)
+        # A process gets through about one round before it is killed, in the mean.
+        longest = 2 * seconds / arguments.rounds
+        generator = random.Random(arguments.seed)
+        killed = runs = 0
+        found = []
+        while killed < arguments.kills:
+            runs += 1
+            run = folder / f"run {runs}"
+            left = arguments.kills - killed
+            killed += kill_repeatedly(run, arguments.rounds, left, longest, generator)
+            run_to_the_end(next_arguments(run, arguments.rounds), folder / "log.txt")
+            found += [f"{run.name}: {line}" for line in processes.differences(run, reference)]
+            shutil.rmtree(run)
+    for line in found:
+        print(line)
+    verdict = "DIFFERENT" if found else "identical to the last bit"
+    print(f"{killed} kills in {runs} runs: {verdict}")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

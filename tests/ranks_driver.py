@@ -1,0 +1,72 @@
+"""One of several data-parallel ranks of an `ActiveLearner`, without Determined.
+
+    torchrun --nproc-per-node 2 -m tests.ranks_driver FOLDER
+
+tests/test_distributed.py runs it, and compares what each rank leaves in FOLDER.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from active_learning import ActiveLearner, SimulatedOracle
+from data import ImageStore
+from tests.conftest import small_values
+from training.hyperparameters import Hyperparameters
+from training.loading import load_data
+from training.ranks import ALONE, Ranks
+
+STRATEGIES = ("random", "uncertainty_diversity")
+
+
+def build(strategy: str, ranks: Ranks = ALONE) -> tuple[ActiveLearner, ImageStore]:
+    """A learner on the digits, and an odd number of images to evaluate it on."""
+    hp = Hyperparameters.from_mapping(small_values(query_strategy=strategy, candidate_pool_size=41))
+    splits = load_data(hp)
+    learner = ActiveLearner(hp, splits.train, SimulatedOracle(splits.train.labels), 3, ranks)
+    return learner, ImageStore(splits.val.images[:33], splits.val.labels[:33], splits.class_names)
+
+
+def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
+    """A list that fills with the images and dropout masks of each training step."""
+    inputs: list[tuple[Tensor, ...]] = []
+    learner.network.register_forward_pre_hook(lambda module, given: inputs.append(given))
+    return inputs
+
+
+def run_round(learner: ActiveLearner, val: ImageStore) -> dict[str, Any]:
+    """Query, train and evaluate once; everything about it that can be compared."""
+    learner.query()
+    for _ in range(learner.hp.batches_per_round):
+        learner.train_step()
+    metrics = learner.evaluate(val)
+    network = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    return {"learner": learner.state_dict(), "network": network, "metrics": metrics}
+
+
+def main(folder: Path) -> None:
+    """Run every strategy to its end."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+    for strategy in STRATEGIES:
+        learner, val = build(strategy, ranks)
+        inputs = record_inputs(learner)
+        learner.train_network = DistributedDataParallel(learner.network)
+        rounds = []
+        while not learner.finished:
+            rounds.append(run_round(learner, val))
+        content = {"rounds": rounds, "inputs": inputs}
+        torch.save(content, folder / f"{strategy}-{os.environ['RANK']}.pt")
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
