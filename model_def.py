@@ -30,6 +30,7 @@ from tqdm import tqdm
 from active_learning import ActiveLearner, Query, SimulatedOracle
 from data import DataError, ImageStore
 from reporting.run_folder import RunFolder, RunFolderError
+from resnet_custom import PretrainedWeightsError
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
@@ -207,11 +208,13 @@ class _Callback(pytorch.PyTorchCallback):
     def __init__(self, trial: PathMNISTTrial) -> None:
         self.trial = trial
         self.warm_start = False
+        self.last_checkpoint = "none yet"
         self.val_loss = float("inf")
 
     def on_trial_startup(self, first_batch_idx: int, checkpoint_uuid: str | None) -> None:
         # On a cluster, a checkpoint without steps done is another trial's: its weights are a
         # start, its pool is not ours. Off the cluster the number is always 0.
+        self.last_checkpoint = checkpoint_uuid or self.last_checkpoint
         self.warm_start = trial_on_cluster() is not None and first_batch_idx == 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -222,8 +225,8 @@ class _Callback(pytorch.PyTorchCallback):
             self.trial.learner.load_state_dict(state_dict)
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
-        # As plain numbers, numpy's random state needs no pickled code: torch.load(weights_only=True)
-        # takes it in every version, and from 2.6 on Determined loads its checkpoints that way.
+        # Determined saves numpy's random state as an array, which torch.load(weights_only=True),
+        # the way that torch loads from 2.6 on, refuses. It takes plain numbers in any version.
         name, keys, *rest = checkpoint["rng_state"]["np_rng_state"]
         checkpoint["rng_state"]["np_rng_state"] = (name, keys.tolist(), *rest)
 
@@ -236,13 +239,14 @@ class _Callback(pytorch.PyTorchCallback):
             raise TrainingDivergedError(
                 f"the training loss is {avg_metrics['loss']} in round {learner.pool.rounds - 1}, "
                 f"by step {learner.step}; lower hyperparameters.learning_rate: "
-                f"{learner.hp.learning_rate}"
+                f"{learner.hp.learning_rate} (the last good checkpoint: {self.last_checkpoint})"
             )
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
         self.val_loss = float(metrics["val_loss"])
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
+        self.last_checkpoint = uuid
         if self.trial.run_folder is not None:
             round_ = self.trial.learner.pool.rounds - 1
             self.trial.run_folder.record_checkpoint(uuid, round_, self.val_loss)
@@ -294,12 +298,19 @@ def _part(store: ImageStore, size: int) -> ImageStore:
 
 def fit(trial: PathMNISTTrial, checkpoint: str | None) -> None:
     """Hand `trial` to Determined's trainer, from `checkpoint` on if there is one."""
+    rounds, batches = len(trial.learner.query_sizes), trial.hp.batches_per_round
+    # Counted from each round's beginning, not the trial's: off the cluster Determined starts to
+    # count anew on a resume, and a report would sum up other batches than without one.
+    reports = {
+        step for step in range(1, rounds * batches + 1)
+        if step % batches % trial.hp.reporting_period == 0
+    }  # fmt: skip
     pytorch.Trainer(trial, trial.context).fit(
-        max_length=pytorch.Epoch(len(trial.learner.query_sizes)),
+        max_length=pytorch.Epoch(rounds),
         validation_period=pytorch.Epoch(1),
         checkpoint_period=pytorch.Epoch(1),
         checkpoint_policy="none",
-        reporting_period=pytorch.Batch(trial.hp.reporting_period),
+        reporting_period=pytorch.Batch(reports),
         latest_checkpoint=checkpoint,
     )
 
@@ -392,7 +403,12 @@ def run_locally(arguments: argparse.Namespace) -> None:
         trial = PathMNISTTrial(context, seed, folder)
         if folder is not None:
             folder.rewind(done)
-        fit(trial, checkpoint)
+        try:
+            fit(trial, checkpoint)
+        except KeyboardInterrupt:
+            if chief:
+                logger.info("stopped; go on with: python model_def.py --resume %s", path)
+            raise
     if chief:
         logger.info("done: %s", path)
 
@@ -484,6 +500,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
+# What a user can mend; each is one line that names the thing, its value and the remedy.
+ERRORS = (ConfigError, HyperparameterError, DataError, RunFolderError, PretrainedWeightsError)
+
+
 def _print_error(error: Exception) -> None:
     """One line on stderr; where all ranks have met the same mistake, one for all of them.
 
@@ -509,7 +529,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(argv)
     try:
         run_locally(arguments)
-    except (ConfigError, HyperparameterError, DataError, RunFolderError) as error:
+    except ERRORS as error:
         if arguments.traceback:
             raise
         _print_error(error)
@@ -517,10 +537,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainingDivergedError as error:
         if arguments.traceback:
             raise
-        print(f"error: {error}; --resume would go on from the last good round", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("stopped; go on with: python model_def.py --resume RUN_FOLDER", file=sys.stderr)
         return 130
     return 0
 

@@ -19,6 +19,10 @@ RESNETS = ("resnet18", "resnet34", "resnet50")
 ARCHITECTURES = (*RESNETS, "small_cnn")
 
 
+class PretrainedWeightsError(RuntimeError):
+    """ImageNet weights were asked for and cannot be had on this machine."""
+
+
 class SplitNetwork(nn.Module):
     """A network of two halves: `embed`, the backbone by name, and `head`.
 
@@ -31,7 +35,7 @@ class SplitNetwork(nn.Module):
             differ, are drawn afresh.
 
     Raises:
-        RuntimeError: ImageNet weights were asked for and cannot be had on this machine.
+        PretrainedWeightsError: the ImageNet weights cannot be had on this machine.
 
     Architecture: He et al. 2016 (doi 10.1109/CVPR.2016.90).
     """
@@ -135,7 +139,7 @@ def _imagenet_weights(architecture: str) -> dict[str, Tensor]:
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:  # urllib's errors are OSErrors
-        raise RuntimeError(
+        raise PretrainedWeightsError(
             f"pretrained: true, but the ImageNet weights of {architecture} cannot be loaded "
             f"({error}): put {weights.url} into {torch.hub.get_dir()}/checkpoints, "
             "or set pretrained: false"

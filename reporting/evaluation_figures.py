@@ -121,7 +121,7 @@ def reliability(before: Tensor, after: Tensor, labels: Tensor) -> bytes:
         lower.set(xlabel="confidence: probability of the predicted class")
     grid[0][0].set_ylabel("accuracy")
     grid[1][0].set_ylabel("images")
-    grid[0][0].legend(loc="upper left", fontsize=8)
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return png(figure)
 
 
@@ -201,12 +201,12 @@ def embedding_map(
         x, y = chosen[chosen[:, 0].argsort()].T.numpy()
         repeat, place = divmod(c, len(COLOURS))
         colour, marker = COLOURS[place], MARKERS[repeat % len(MARKERS)]
-        label = f"{c + 1}  {shorten(name, NAME_WIDTH)}"
+        label = f"{c}  {shorten(name, NAME_WIDTH)}"
         right.scatter(x, y, s=10, color=colour, marker=marker, label=label)
         # Colours repeat and some are alike for some eyes; the numbers are not.
         for i in {len(x) // 8, len(x) // 2, len(x) - 1 - len(x) // 8}:
             right.text(
-                float(x[i]), float(y[i]), str(c + 1), fontsize=8, weight="bold", ha="center",
+                float(x[i]), float(y[i]), str(c), fontsize=8, weight="bold", ha="center",
                 va="center", bbox={"boxstyle": "circle,pad=0.15", "fc": "white", "ec": colour},
             )  # fmt: skip
     right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), fontsize=8, ncols=2)

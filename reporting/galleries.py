@@ -79,13 +79,9 @@ def attention(predictions: Predictions, inference: Inference) -> str:
             ]
         )
     positions = torch.tensor([position for row in shown for position, _ in row])
-    maps = grad_cam(
-        inference.network,
-        normalise(
-            predictions.images[positions].to(inference.device), inference.mean, inference.std
-        ),
-        predictions.predicted[positions].to(inference.device),
-    ).cpu()
+    device = inference.device
+    images = normalise(predictions.images[positions].to(device), inference.mean, inference.std)
+    maps = grad_cam(inference.network, images, predictions.predicted[positions].to(device)).cpu()
     overlays = iter(maps)
     items = []
     for true, row in enumerate(shown):

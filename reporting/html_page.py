@@ -33,9 +33,9 @@ figure { margin: 0; width: 96px; }
 figcaption { font-size: .75em; line-height: 1.25; overflow-wrap: anywhere; }
 @media print {
   body { font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }
-  h2, h3 { break-after: avoid; }
+  h2, h3, .note { break-after: avoid; }
   tr, .card, figure, .plot { break-inside: avoid; }
-  .plot { max-height: 22cm; }
+  .plot { max-height: 16cm; }
   .card, th, td { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,26 @@ def digits() -> Splits:
         validation_fraction=0.15,
         test_fraction=0.15,
     )
+
+
+@pytest.fixture(scope="session")
+def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run folder: three rounds on the digits, the whole splits evaluated. Read only."""
+    folder = tmp_path_factory.mktemp("small_run") / "run"
+    settings = {**SMALL, "evaluation_size": 0}
+    done = subprocess.run(
+        [
+            *(sys.executable, ROOT / "model_def.py", "--config", ROOT / "configs" / "digits.yaml"),
+            *("--output-dir", folder, "--set"),
+            *(f"hyperparameters.{name}={value}" for name, value in settings.items()),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 def part(store: ImageStore, size: int) -> ImageStore:

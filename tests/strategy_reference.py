@@ -52,9 +52,10 @@ def squared_distance(a: Array, b: Array) -> float:
 
 def nearest_squared(points: Array, centres: Array) -> Array:
     """Squared distance of each point to the nearest centre; inf where there is none."""
-    return np.array(
-        [min((squared_distance(p, c) for c in centres), default=np.inf) for p in points]
-    )
+    nearest = np.full(len(points), np.inf)
+    for centre in centres:
+        nearest = np.minimum(nearest, ((points - centre) ** 2).sum(axis=1))
+    return nearest
 
 
 def k_center(points: Array, labelled: Array, k: int, weights: Array | None = None) -> list[int]:
@@ -91,7 +92,7 @@ def k_means(
     centres = points[seeds].copy()
 
     def assign() -> list[int]:
-        return [int(np.argmin([squared_distance(p, c) for c in centres])) for p in points]
+        return [int(np.argmin(((p - centres) ** 2).sum(axis=1))) for p in points]
 
     owner = assign()
     for _ in range(rounds):

@@ -154,6 +154,10 @@ REFUSED: list[tuple[list[str], str]] = [
         [*DIGITS, "hyperparameters.dataset=pathmnist", "hyperparameters.image_size=28"],
         "pathmnist.npz",
     ),
+    (
+        [*DIGITS, "hyperparameters.architecture=resnet18", "hyperparameters.pretrained=true"],
+        "the ImageNet weights of resnet18 cannot be loaded",
+    ),
     (["--resume", "nowhere"], "--resume nowhere: not a run folder"),
 ]
 
@@ -167,6 +171,8 @@ def test_bad_input_is_one_line_and_no_training(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     (tmp_path / "data").mkdir()
     broken_npz(tmp_path / "data")
     assert model_def.main(arguments) == 2
@@ -195,6 +201,7 @@ def test_diverged_training_stops_before_its_checkpoint(
     assert status == 1
     assert "the training loss is nan in round" in error
     assert "learning_rate: 10" in error
+    assert "the last good checkpoint: none yet" in error
 
 
 def test_main_job_falls_back_to_digits_loudly(tmp_path: Path) -> None:

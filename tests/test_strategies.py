@@ -29,7 +29,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def make_pool(
-    n: int = 40,
+    n: int = 24,
     labelled: int | None = 6,
     passes: int = 3,
     classes: int = 4,

@@ -36,7 +36,7 @@ def positions(name: str, pool: PoolScores, k: int, seed: int = 0) -> list[int]:
     return ((picks - 3000) // 7).tolist()
 
 
-@pytest.fixture(params=[16, 2**20], ids=["tiny blocks", "one block"])
+@pytest.fixture(params=[64, 2**20], ids=["tiny blocks", "one block"])
 def _block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(geometry, "BLOCK_ELEMENTS", request.param)
 

@@ -166,7 +166,7 @@ def _class_table(evaluation: Evaluation, names: Sequence[str]) -> str:
 
 def _cell(estimate: Estimate) -> str:
     if estimate.value != estimate.value:
-        return "–"
+        return "&ndash;"
     interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
     return f'{estimate.value:.3f} <span class="interval">{interval}</span>'
 
@@ -179,9 +179,8 @@ def _queries(run: Run) -> tuple[str, str]:
     for row in run.queries:
         counts[int(row["round"]), int(row["label"])] += 1
     pool = torch.bincount(run.splits.train.labels, minlength=classes)
-    content = plot(
-        figures.class_mix(counts, pool, run.splits.class_names), "classes queried in each round"
-    )
+    mix = figures.class_mix(counts, pool, run.splits.class_names)
+    content = plot(mix, "classes queried in each round")
     for round_ in range(rounds):
         sheet = run.path / f"queried_round_{round_:02d}.png"
         if sheet.exists():

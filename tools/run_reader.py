@@ -23,8 +23,8 @@ from active_learning import LabeledPool
 from data import DataError, Splits, channel_statistics
 from reporting.run_folder import damaged_files
 from resnet_custom import SplitNetwork
-from training.inference import Inference
 from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.inference import Inference
 from training.loading import load_data
 from training.precision import compute_dtype
 from training.seeds import make_generator

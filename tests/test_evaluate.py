@@ -1,0 +1,307 @@
+"""The evaluation report: its measures against medmnist, scikit-learn and hand-made cases; the
+command line on a small run."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+import shutil
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from medmnist.evaluator import getACC, getAUC
+from PIL import Image
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    confusion_matrix,
+    precision_recall_fscore_support,
+    roc_auc_score,
+)
+
+from reporting import measures
+from reporting.calibration import fit_temperature
+from reporting.figures import shorten
+from reporting.grad_cam import grad_cam
+from resnet_custom import ARCHITECTURES, SplitNetwork
+from tools import evaluate, evaluation_report
+from tools.run_reader import open_run
+
+
+def made_up(classes: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Probabilities float64 [count, classes], ties among them, and labels of every class."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, classes, (count,), generator=generator)
+    labels[:classes] = torch.arange(classes)
+    logits = torch.randn(count, classes, generator=generator).round(decimals=1).double()
+    return (logits + torch.nn.functional.one_hot(labels, classes)).softmax(1), labels
+
+
+def measured(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    found = measures.measures(probabilities, labels, torch.ones(1, len(labels)))
+    return {name: value[0] for name, value in found.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("classes", "task"), [(2, "binary-class"), (9, "multi-class")])
+def test_measures_equal_medmnist_and_sklearn(classes: int, task: str, seed: int) -> None:
+    probabilities, labels = made_up(classes, 300, seed)
+    found = measured(probabilities, labels)
+    truth, scores = labels.numpy(), probabilities.numpy()
+    predicted = scores.argmax(1)
+    assert found["auc"].item() == pytest.approx(getAUC(truth[:, None], scores, task))
+    assert found["accuracy"].item() == pytest.approx(getACC(truth[:, None], scores, task))
+    assert found["balanced_accuracy"].item() == pytest.approx(
+        balanced_accuracy_score(truth, predicted)
+    )
+    expected = precision_recall_fscore_support(truth, predicted, zero_division=0)
+    means = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
+    for place, name in enumerate(("precision", "recall", "f1")):
+        np.testing.assert_allclose(found[name], expected[place])
+        assert found[f"macro_{name}"].item() == pytest.approx(means[place])
+    areas = [roc_auc_score(truth == c, scores[:, c]) for c in range(classes)]
+    np.testing.assert_allclose(found["class_auc"], areas)
+    counts = measures.confusion_counts(
+        probabilities.argmax(1), labels, torch.ones(1, 300), classes
+    )[0]
+    np.testing.assert_array_equal(counts, confusion_matrix(truth, predicted))
+
+
+def test_weights_stand_for_repeated_images() -> None:
+    probabilities, labels = made_up(4, 60, 0)
+    weights = measures.bootstrap_weights(3, 60, torch.Generator().manual_seed(1))
+    assert weights.sum(1).tolist() == [60, 60, 60]
+    together = measures.measures(probabilities, labels, weights)
+    for row in range(3):
+        times = weights[row].long()
+        alone = measured(probabilities.repeat_interleave(times, 0), labels.repeat_interleave(times))
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][row], value, equal_nan=True)
+
+
+def test_known_brier() -> None:
+    probabilities = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.8, 0.2]]).double()
+    found = measured(probabilities, torch.tensor([0, 0, 1, 0]))
+    assert found["brier"].item() == pytest.approx((0 + 2 + 0.5 + 0.08) / 4)
+
+
+def test_known_calibration_error() -> None:
+    # Ten images, 0.9 sure, six of them right; ten, 0.6 sure, six of them right.
+    probabilities = torch.tensor([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10).double()
+    labels = torch.tensor(([0] * 6 + [1] * 4) * 2)
+    assert measured(probabilities, labels)["ece"].item() == pytest.approx(0.5 * 0.3)
+    confidence = torch.tensor([0.0, 1 / 15, 1 / 15 + 1e-9, 1.0], dtype=torch.float64)
+    assert measures.confidence_bins(confidence).tolist() == [0, 0, 1, 14]
+
+
+def test_absent_and_unpredicted_classes() -> None:
+    # Class 2 has no image; class 1 has one and is never predicted.
+    probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.1, 0.7]]).double()
+    found = measured(probabilities, torch.tensor([0, 1, 0]))
+    assert found["recall"][:2].tolist() == [0.5, 0.0]
+    assert found["precision"][:2].tolist() == [0.5, 0.0]
+    for name in ("precision", "recall", "f1", "class_auc"):
+        assert math.isnan(found[name][2].item())
+    assert found["balanced_accuracy"].item() == 0.25
+
+
+def test_intervals_cover_and_repeat() -> None:
+    probabilities, labels = made_up(3, 400, 0)
+
+    def estimate() -> dict[str, list[measures.Estimate]]:
+        generator = torch.Generator().manual_seed(0)
+        return measures.estimates(probabilities, probabilities, labels, 1000, generator)
+
+    first = estimate()
+    assert first == estimate()
+    (accuracy,) = first["accuracy"]
+    assert accuracy.low < accuracy.value < accuracy.high
+    deviation = math.sqrt(accuracy.value * (1 - accuracy.value) / 400)
+    assert accuracy.high - accuracy.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    assert first["ece"] == first["ece_calibrated"]
+
+
+def test_blocks_of_resamples_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    probabilities, labels = made_up(3, 50, 0)
+    monkeypatch.setattr(measures, "BLOCK_ELEMENTS", 7 * 50)
+    found = measures.estimates(
+        probabilities, probabilities, labels, 20, torch.Generator().manual_seed(0)
+    )
+    assert 0 <= found["accuracy"][0].low <= found["accuracy"][0].high <= 1
+
+
+def test_temperature_undoes_overconfidence() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=generator).double()
+    labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    assert fit_temperature(logits, labels) == pytest.approx(1.0, abs=0.03)
+    assert fit_temperature(3 * logits, labels) == pytest.approx(3.0, abs=0.1)
+
+
+@pytest.mark.parametrize("architecture", [a for a in ARCHITECTURES if a != "resnet50"])
+def test_grad_cam_is_the_class_activation_map(architecture: str) -> None:
+    """With mean pooling and a linear head, Grad-CAM equals CAM (Selvaraju et al., section 3.1)."""
+    generator = torch.Generator().manual_seed(0)
+    network = SplitNetwork(architecture, 4, 3, generator).eval()
+    images = torch.randn(2, 3, 16, 16, generator=generator)
+    classes = torch.tensor([1, 3])
+    maps = grad_cam(network, images, classes)
+    layers = list(network.backbone.children())
+    pooling = next(
+        i for i, layer in enumerate(layers) if isinstance(layer, torch.nn.AdaptiveAvgPool2d)
+    )
+    with torch.no_grad():
+        stage = torch.nn.Sequential(*layers[:pooling])(images)
+        weighted = torch.einsum("bkhw,bk->bhw", stage, network.classifier.weight[classes]).relu()
+    expected = torch.nn.functional.interpolate(weighted[:, None], (16, 16), mode="bilinear")[:, 0]
+    expected = expected / expected.amax((1, 2), keepdim=True).clamp_min(1e-12)
+    torch.testing.assert_close(maps, expected, atol=1e-4, rtol=1e-4)
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_map() -> Iterator[None]:
+    """t-SNE of a thousand points takes longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation_report, "MAP_POINTS", 90)
+        yield
+
+
+@pytest.fixture(scope="module")
+def report(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the report on the small run's test split was written."""
+    folder = tmp_path_factory.mktemp("report")
+    arguments = [str(small_run), "--split", "test", "--output-dir", str(folder)]
+    assert evaluate.main(arguments) == 0
+    return folder
+
+
+class TestCommandLine:
+    def test_numbers_are_those_of_the_run(self, report: Path, small_run: Path) -> None:
+        numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
+        run = open_run(small_run)
+        row = run.metrics[run.round]
+        assert numbers["images"] == len(run.splits.test)
+        assert numbers["labelled_images"] == row["labeled_samples"]
+        assert numbers["scores"]["accuracy"]["value"] == pytest.approx(row["test_accuracy"])
+        assert numbers["scores"]["auc"]["value"] == pytest.approx(row["test_auc"], abs=1e-6)
+        assert np.sum(numbers["confusion_matrix"]) == numbers["images"]
+        for score in numbers["scores"].values():
+            assert score["low"] <= score["high"]
+
+    def test_temperature_does_not_see_the_test_split(self, report: Path, small_run: Path) -> None:
+        run = open_run(small_run)
+        logits = run.inference.logits(run.inference.embed(run.splits.val.images, "val"))
+        numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
+        assert numbers["temperature"] == pytest.approx(
+            fit_temperature(logits, run.splits.val.labels)
+        )
+
+    def test_page_needs_nothing_else(self, report: Path) -> None:
+        text = (report / "report.html").read_text(encoding="utf-8")
+        pictures: list[str] = []
+
+        class Reader(HTMLParser):
+            def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+                assert tag not in ("script", "link", "iframe", "object")
+                values = dict(attrs)
+                if tag == "img":
+                    assert values["alt"]
+                    pictures.append(values["src"] or "")
+
+        Reader().feed(text)
+        assert "http" not in text
+        assert "url(" not in text
+        assert "@media print" in text
+        assert len(pictures) > 20
+        for source in pictures:
+            kind, _, data = source.partition(",")
+            assert kind == "data:image/png;base64"
+            with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+                image.load()
+                assert min(image.size) >= 8
+
+    def test_last_checkpoint_and_default_place(
+        self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        copy = tmp_path / "run"
+        shutil.copytree(small_run, copy)
+        assert evaluate.main([str(copy), "--checkpoint", "last"]) == 0
+        last = json.loads((copy / "evaluation_val_last" / "report.json").read_text())
+        assert last["checkpoint"]["round"] == 2
+        assert re.search(r"^accuracy +0\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)
+
+
+class TestRefusals:
+    @pytest.fixture
+    def copy(self, small_run: Path, tmp_path: Path) -> Path:
+        return Path(shutil.copytree(small_run, tmp_path / "run"))
+
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+        assert evaluate.main(arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert "not a run folder" in self.refused(capsys, str(tmp_path))
+
+    def test_no_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (copy / "checkpoints.json").unlink()
+        assert "no checkpoint" in self.refused(capsys, str(copy))
+
+    def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (copy / "checkpoints.json").write_text("[]")
+        assert "no checkpoint" in self.refused(capsys, str(copy), "--checkpoint", "last")
+
+    def test_damaged_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        for file in copy.glob("checkpoints/*/state_dict.pth"):
+            file.write_bytes(file.read_bytes()[:1000])
+        assert "state_dict.pth" in self.refused(capsys, str(copy))
+
+    def test_checkpoint_that_runs_code(
+        self, copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        entries = json.loads((copy / "checkpoints.json").read_text())
+        for entry in entries:
+            torch.save(
+                {"surprise": shutil.rmtree}, copy / f"checkpoints/{entry['uuid']}/state_dict.pth"
+            )
+            entry["blake2b"] = {}
+        (copy / "checkpoints.json").write_text(json.dumps(entries))
+        assert "unreadable" in self.refused(capsys, str(copy))
+
+    def test_other_data(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        identity = json.loads((copy / "run.json").read_text())
+        (copy / "run.json").write_text(json.dumps({**identity, "data": "0" * 64}))
+        assert "fingerprint" in self.refused(capsys, str(copy))
+
+    def test_settings_of_another_version(
+        self, copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (copy / "config.yaml").write_text("hyperparameters: {dataset: digits}")
+        assert "config.yaml" in self.refused(capsys, str(copy))
+
+    def test_weights_of_another_network(
+        self, copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        file = copy / "config.yaml"
+        file.write_text(file.read_text().replace("small_cnn", "resnet18"))
+        assert "does not fit" in self.refused(capsys, str(copy))
+
+    def test_output_that_is_a_file(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        place = copy / "config.yaml"
+        assert "--output-dir" in self.refused(capsys, str(copy), "--output-dir", str(place))
+
+
+def test_shortened_names() -> None:
+    assert shorten("platelet") == "platelet"
+    assert shorten("a" * 30, 10) == "a" * 9 + "…"
