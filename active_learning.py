@@ -250,7 +250,7 @@ class ActiveLearner:
                 self.hp.mc_dropout_passes, masks.shape[1], self.hp.dropout, generator
             )
         embeddings, probabilities = [], []
-        for block in self._embed(self._train.images, candidates, f"scoring for round {round_ + 1}"):
+        for block in self._embed(self._train.images, candidates, f"scoring for round {round_}"):
             probabilities.append(self.network.monte_carlo_logits(block, masks).softmax(2))
             if strategy.embeddings:
                 embeddings.append(block.half())

@@ -146,9 +146,9 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.report("test", {**test, **done})
         if self.ranks.rank == 0:
             logger.info(
-                "round %d of %d: %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f, "
+                "round %d (%d of %d): %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f, "
                 "test_accuracy %.4f (%.0f s)",
-                done["round"] + 1, len(self.learner.query_sizes), done["labeled_samples"],
+                done["round"], done["round"] + 1, len(self.learner.query_sizes), done["labeled_samples"],
                 val["val_loss"], val["val_accuracy"], val["val_auc"], test["test_accuracy"],
                 time.perf_counter() - self.round_started,
             )  # fmt: skip
@@ -473,7 +473,7 @@ def _bar(iterable: Any, title: str) -> Any:
 
 
 def _steps_bar(learner: ActiveLearner, ranks: Ranks) -> tqdm[Any]:
-    title = f"round {learner.round + 1}/{len(learner.query_sizes)}"
+    title = f"round {learner.round} ({learner.round + 1} of {len(learner.query_sizes)})"
     hidden = True if ranks.rank else None
     return tqdm(
         total=learner.hp.batches_per_round, desc=title, unit="step", leave=False, disable=hidden

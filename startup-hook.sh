@@ -1,6 +1,7 @@
 # Sourced by Determined in every container of the experiment, before the workload starts.
 # Installs what the task image lacks. Its own builds of torch, torchvision and numpy, made for its
 # CUDA, stay as they are: pip is held to exactly the versions found, and fails rather than replace.
+# What only tools/export.py needs is left out.
 
 _hook_folder="$(mktemp -d)"
 python3 - > "${_hook_folder}/found.txt" <<'PY'
@@ -12,7 +13,7 @@ for name in ("torch", "torchvision", "numpy"):
     except PackageNotFoundError:
         pass
 PY
-grep -vE '^(#|determined|torch|torchvision|numpy)([^a-z]|$)' requirements.txt \
+grep -vE '^(#|determined|torch|torchvision|numpy|onnx[a-z]*|safetensors)([^a-z]|$)' requirements.txt \
     > "${_hook_folder}/wanted.txt"
 python3 -m pip install --quiet --disable-pip-version-check \
     --constraint "${_hook_folder}/found.txt" --requirement "${_hook_folder}/wanted.txt"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,21 @@ def load(name: str, data_dir: Path, image_size: int) -> RawSplits:
     return RawSplits(name, class_names, splits["train"], splits["val"], splits["test"])
 
 
+def read_images(path: Path, image_size: int) -> dict[str, tuple[str, NDArray[np.uint8]]]:
+    """Every array of images at the top of the file: its size, as in "96x96", and its images.
+
+    By the array's name. Images uint8 [N, image_size, image_size, C] are resized block by block;
+    anything that is not uint8 [N, H, W] or [N, H, W, C] is passed over.
+    """
+    with _opened(path) as file:
+        arrays = {}
+        for key, dataset in file.items():
+            if getattr(dataset, "dtype", None) == np.uint8 and dataset.ndim in (3, 4):
+                size = f"{dataset.shape[2]}x{dataset.shape[1]}"
+                arrays[key] = (size, _read_images(dataset, image_size, f"{path}: {key}"))
+        return arrays
+
+
 def _load_split(images_path: Path, labels_path: Path, image_size: int) -> RawSplit:
     return RawSplit(
         images=_read(images_path, "x", image_size),
@@ -56,15 +73,24 @@ def _read(path: Path, key: str, image_size: int | None) -> NDArray[np.generic]:
     """Data set `key` of the file: as images of `image_size`, or as it is where that is None."""
     import h5py
 
+    with _opened(path) as file:
+        dataset = file.get(key)
+        if not isinstance(dataset, h5py.Dataset):
+            found = ", ".join(map(repr, file)) or "nothing"
+            raise DataError(f"{path}: no data set {key!r} (found: {found}); rename yours")
+        if image_size is None:
+            return _read_labels(dataset, f"{path}: {key}")
+        return _read_images(dataset, image_size, f"{path}: {key}")
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The open h5py.File; whatever goes wrong with it becomes a DataError."""
+    import h5py
+
     try:
         with h5py.File(path, "r") as file:
-            dataset = file.get(key)
-            if not isinstance(dataset, h5py.Dataset):
-                found = ", ".join(map(repr, file)) or "nothing"
-                raise DataError(f"{path}: no data set {key!r} (found: {found}); rename yours")
-            if image_size is None:
-                return _read_labels(dataset, f"{path}: {key}")
-            return _read_images(dataset, image_size, f"{path}: {key}")
+            yield file
     except DataError:
         raise
     # h5py raises OSError for most damage, and KeyError, RuntimeError, ValueError for the rest.

@@ -25,7 +25,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
 GREY_MODES = {"1", "L", "LA"}
 COLOUR_MODES = {"P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"}
-DECODING_VERSION = 1  # part of the cache's key: raise it when `_decode` gives other pixels
+DECODING_VERSION = 1  # part of the cache's key: raise it when `decode` gives other pixels
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,7 @@ def _decode_all(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     """All images, uint8 `[N, size, size, 1]` if every one is grey, else `[N, size, size, 3]`."""
     pool = ThreadPoolExecutor()  # PIL decodes and resizes outside Python's global lock
     try:
-        results = pool.map(lambda path: _decode(path, size), paths)
+        results = pool.map(lambda path: decode(path, size), paths)
         # disable=None: quiet when stderr is not a terminal
         decoded = list(
             tqdm(results, total=len(paths), desc="decoding", unit=" images", disable=None)
@@ -146,8 +146,11 @@ def _decode_all(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
     return images
 
 
-def _decode(path: Path, size: int) -> NDArray[np.uint8]:
-    """One image, upright, uint8 `[size, size, 1]` if it is grey, else `[size, size, 3]`."""
+def decode(path: Path, size: int) -> NDArray[np.uint8]:
+    """One image, upright, uint8 `[size, size, 1]` if it is grey, else `[size, size, 3]`.
+
+    Raises DataError for a file that is not an 8-bit PNG, JPEG, TIFF or BMP image of one page.
+    """
     try:
         with Image.open(path, formats=FORMATS) as image:
             _refuse_unsuitable(image)

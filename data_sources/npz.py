@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from data_sources.raw import MAX_ARRAY_BYTES, DataError, describe_os_error
 
 
-def read_npz(path: Path, keys: Iterable[str], remedy: str) -> dict[str, NDArray[np.generic]]:
-    """The arrays `keys` of the .npz at `path`, whatever their dtypes and shapes.
+def read_npz(path: Path, keys: Iterable[str] | None, remedy: str) -> dict[str, NDArray[np.generic]]:
+    """The arrays `keys` of the .npz at `path`, or all for None, whatever their dtypes and shapes.
 
     `remedy` ends each message, as only the caller knows where a good file comes from.
     Raises DataError, naming file and key, for anything that cannot be read.
@@ -29,7 +29,7 @@ def read_npz(path: Path, keys: Iterable[str], remedy: str) -> dict[str, NDArray[
 
 
 def _read_archive(
-    file: IO[bytes], path: Path, keys: Iterable[str], remedy: str
+    file: IO[bytes], path: Path, keys: Iterable[str] | None, remedy: str
 ) -> dict[str, NDArray[np.generic]]:
     try:
         archive = zipfile.ZipFile(file)
@@ -38,6 +38,8 @@ def _read_archive(
         raise DataError(f"{path}: not a whole .npz file ({_line(error)}); {remedy}") from error
     with archive:
         members = set(archive.namelist())
+        if keys is None:
+            keys = sorted(name[:-4] for name in members if name.endswith(".npy"))
         missing = [key for key in keys if f"{key}.npy" not in members]
         if missing:
             found = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])

@@ -123,7 +123,7 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
         newly = torch.nonzero(graph[best][0] & uncovered)[:, 0]
         if len(newly) == 0:
             break
-        gains -= graph[newly].sum(dim=0)
+        gains -= graph[:, newly].sum(dim=1)
         uncovered[newly] = False
         picked.append(best)
     cover = kept[torch.cat(picked)] if picked else kept[:0]

@@ -33,9 +33,9 @@ figure { margin: 0; width: 96px; }
 figcaption { font-size: .75em; line-height: 1.25; overflow-wrap: anywhere; }
 @media print {
   body { font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }
-  h2, h3, .note { break-after: avoid; }
-  tr, .card, figure, .plot { break-inside: avoid; }
-  .plot { max-height: 16cm; }
+  h2, h3, .note { break-after: avoid; break-inside: avoid; }
+  tr, .card, figure, .block { break-inside: avoid; }
+  .plot { max-height: 11.5cm; }
   .card, th, td { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
@@ -59,7 +59,9 @@ def section(title: str, note: str, content: str) -> str:
 
 def plot(png: bytes, alt: str) -> str:
     """A diagram, no wider than the page; `alt` says what it shows."""
-    return f'<img class="plot" alt="{escape(alt)}" src="{_data_uri(png)}">'
+    # Browsers keep a heading together with a following block, but not with a bare image.
+    image = f'<img class="plot" alt="{escape(alt)}" src="{_data_uri(png)}">'
+    return f'<div class="block">{image}</div>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -58,13 +58,13 @@ def data_dir(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files decoded so far."""
     names: list[str] = []
-    decode = image_folder._decode
+    decode = image_folder.decode
 
     def recording(path: Path, size: int) -> Any:
         names.append(path.name)
         return decode(path, size)
 
-    monkeypatch.setattr(image_folder, "_decode", recording)
+    monkeypatch.setattr(image_folder, "decode", recording)
     return names
 
 

@@ -119,7 +119,7 @@ def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
     assert [row["labeled_samples"] for row in rows] == ["10.0", "16.0", "22.0"]
     assert all(float(row["val_loss"]) > 0 for row in rows)
     for round_ in range(3):  # only the first rank speaks
-        assert done.stdout.count(f"round {round_ + 1} of 3: ") == 1
+        assert done.stdout.count(f"round {round_} ({round_ + 1} of 3): ") == 1
 
     # One rank can go on with what two have begun; here there is nothing left.
     log = tmp_path / "log.txt"

@@ -169,7 +169,7 @@ def test_grad_cam_is_the_class_activation_map(architecture: str) -> None:
 def small_map() -> Iterator[None]:
     """t-SNE of a thousand points takes longer than all the rest."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation_report, "MAP_POINTS", 90)
+        patch.setattr(evaluation_report, "MAP_POINTS", 30)
         yield
 
 

@@ -42,6 +42,12 @@ def weights(learner: ActiveLearner) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in learner.network.state_dict().items()}
 
 
+def numpy_stream() -> Any:
+    """The keys of numpy's global random state, copied."""
+    state: Any = np.random.get_state()
+    return state[1].copy()
+
+
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
     assert one.keys() == other.keys()
     for name in one:
@@ -138,11 +144,11 @@ class TestQuery:
         learner.query()
         train_round(learner)
         before = weights(learner)
-        streams = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()
+        streams = torch.get_rng_state(), numpy_stream(), random.getstate()
         learner.query()
         assert_same(before, weights(learner))
         assert torch.equal(streams[0], torch.get_rng_state())
-        assert (streams[1] == np.random.get_state()[1]).all()
+        assert (streams[1] == numpy_stream()).all()
         assert streams[2] == random.getstate()
 
     def test_training_and_building_use_no_global_randomness(self, make_learner: Build) -> None:

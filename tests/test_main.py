@@ -17,6 +17,7 @@ from PIL import Image
 
 import model_def
 from tests.conftest import ROOT, SHARED_DATA, SMALL
+from training.loading import load_data
 
 SETTINGS = [f"hyperparameters.{name}={value}" for name, value in SMALL.items()]
 DIGITS = ["--config", str(ROOT / "configs" / "digits.yaml"), "--set", *SETTINGS]
@@ -64,7 +65,7 @@ class TestRunFolder:
         assert len({row["index"] for row in rows}) == 22
         config = yaml.safe_load((finished[0] / "config.yaml").read_text(encoding="utf-8"))
         hp = model_def.check_hyperparameters(config["hyperparameters"], 1)
-        train = model_def.load_data(hp).train
+        train = load_data(hp).train
         for row in rows:
             assert int(row["label"]) == train.labels[int(row["index"])]
             assert row["class"] == train.class_names[int(row["label"])]
@@ -107,7 +108,7 @@ class TestRunFolder:
     def test_log_tells_the_rounds_and_the_folder(self, finished: tuple[Path, str]) -> None:
         run, log = finished
         assert f"run folder: {run}" in log
-        for line in ("round 1 of 3: 10 labels", "round 3 of 3: 22 labels"):
+        for line in ("round 0 (1 of 3): 10 labels", "round 2 (3 of 3): 22 labels"):
             assert line in log
         assert "Traceback" not in log
         assert "\r" not in log  # progress bars are for terminals

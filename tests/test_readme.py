@@ -74,12 +74,13 @@ def test_modules_answer_help(module: str) -> None:
 )
 def test_model_def_commands_parse(line: str) -> None:
     import model_def
+    from training.experiment_config import load, override
 
     words = line.split()[2:]
     parsed = model_def.parse_arguments(words)
     if parsed.resume is None:
         assert (ROOT / parsed.config).is_file()
-        model_def.override(model_def.load(ROOT / parsed.config), parsed.set)
+        override(load(ROOT / parsed.config), parsed.set)
 
 
 @pytest.mark.parametrize("code", [block for language, block in BLOCKS if language == "python"])
@@ -88,7 +89,7 @@ def test_python_examples_run(code: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=100
     )
     assert done.returncode == 0, done.stderr
-    expected = re.findall(r"#> (.*)", code)
+    expected = re.findall(r"# prints: (.*)", code)
     assert expected
     assert done.stdout.splitlines() == expected
 

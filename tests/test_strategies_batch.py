@@ -269,12 +269,15 @@ def test_prob_cover_is_the_greedy_cover(seed: int, monkeypatch: pytest.MonkeyPat
     assert len(set(picked)) == 20
 
 
-def test_prob_cover_of_a_large_pool_uses_a_random_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(typical, "MAX_GRAPH", 30)
-    pool = pool_of(softmax(1, 200, 3), normal(200, 2))
-    first = {positions("prob_cover", pool, 50, seed)[0] for seed in range(8)}
-    assert len(first) > 2
-    assert len(set(positions("prob_cover", pool, 50))) == 50
+def test_prob_cover_of_a_large_pool_covers_a_random_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(typical, "MAX_GRAPH", 60)
+    monkeypatch.setattr(typical, "_pure_radius", lambda *_: torch.tensor(0.9**2))
+    x = normal(200, 2)
+    part = torch.randperm(200, generator=seeded(5))[:60].sort().values
+    cover = reference.max_cover(x[part].double().numpy(), np.empty((0, 2)), 0.9, 50)
+    picked = positions("prob_cover", pool_of(softmax(1, 200, 3), x), 50, seed=5)
+    assert picked[: len(cover)] == part[cover].tolist()
+    assert len(set(picked)) == 50
 
 
 def test_pure_radius_is_the_quantile_of_the_distance_to_another_label() -> None:

@@ -32,7 +32,7 @@ SCORES = {
     "ece_calibrated": "calibration error, scaled",
 }
 SPLIT_NAMES = {"val": "validation", "test": "test"}
-MAP_POINTS = 1000  # t-SNE takes seconds for these, and minutes for a whole pool
+MAP_POINTS = 333  # of each kind; t-SNE takes seconds for these, and minutes for a whole pool
 PRINCIPAL_COMPONENTS = 50  # that t-SNE is given, as van der Maaten & Hinton 2008 do
 
 
@@ -100,9 +100,9 @@ def _sections(run: Run, evaluation: Evaluation) -> list[str]:
         section("What was queried", *_queries(run)),
         section(
             "Map of the pool",
-            f"Embeddings of up to {MAP_POINTS} training images, brought into the plane by t-SNE: "
-            "what lies close together the network finds alike; distances between groups mean "
-            "nothing.",
+            f"Embeddings of training images, at most {MAP_POINTS} drawn of each kind, brought into "
+            "the plane by t-SNE: what lies close together the network finds alike; distances "
+            "between groups mean nothing.",
             plot(_map(run), "two-dimensional map of embeddings"),
         ),
         section(
@@ -145,7 +145,7 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
         "0 to 1, are better when lower. Resampling inflates calibration errors, so their intervals "
         "lean upwards."
     )
-    return f'<ul>{items}</ul>\n{table(["measure", "value"], rows)}<p class="note">{notes}</p>'
+    return f'<ul>{items}</ul>\n<p class="note">{notes}</p>\n{table(["measure", "value"], rows)}'
 
 
 def _class_table(evaluation: Evaluation, names: Sequence[str]) -> str:
@@ -198,7 +198,7 @@ def _map(run: Run) -> bytes:
     acquired = run.pool.acquired_round
     last = acquired == run.round
     groups = (last, (acquired >= 0) & ~last, acquired < 0)
-    chosen = torch.cat([_draw(group, generator) for group in groups])[:MAP_POINTS]
+    chosen = torch.cat([_draw(group, generator) for group in groups])
     embeddings = run.inference.embed(run.splits.train.images[chosen], "map")
     predicted = run.inference.logits(embeddings).argmax(1).cpu()
     status = (acquired[chosen] >= 0).long() + last[chosen].long()
@@ -207,10 +207,10 @@ def _map(run: Run) -> bytes:
 
 
 def _draw(group: Tensor, generator: torch.Generator) -> Tensor:
-    """At most a third of `MAP_POINTS` of the True positions of `group`, drawn at random."""
+    """At most `MAP_POINTS` of the True positions of `group`, drawn at random."""
     positions = group.nonzero().flatten()
     order = torch.randperm(len(positions), generator=generator)
-    return positions[order[: MAP_POINTS // 3]]
+    return positions[order[:MAP_POINTS]]
 
 
 def _plane(embeddings: Tensor, seed: int) -> Tensor:

@@ -38,14 +38,16 @@ class Inference:
     def embed(self, images: Tensor, title: str) -> Tensor:
         """Images uint8 [N, C, S, S] to float32 embeddings [N, D] on the network's device."""
         blocks = [
-            self._embed_batch(batch)
+            self.embed_batch(batch)
             for batch in tqdm(
                 images.split(self.batch_size), desc=title, leave=False, disable=None, unit="batch"
             )
         ]
         return torch.cat(blocks)
 
-    def _embed_batch(self, batch: Tensor) -> Tensor:
+    @torch.inference_mode()
+    def embed_batch(self, batch: Tensor) -> Tensor:
+        """The same for images that fit on the device together."""
         batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
         enabled = self.compute_dtype != torch.float32
         with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):

@@ -1,0 +1,113 @@
+"""`python -m tools.export` on a small run: every file is read back and used on real images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from resnet_custom import SplitNetwork
+from tools import export
+from tools.run_reader import Run, RunError, open_run
+from training.inference import Inference
+
+
+@pytest.fixture(scope="module")
+def run(small_run: Path) -> Run:
+    return open_run(small_run)
+
+
+@pytest.fixture(scope="module")
+def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "new" / "model"
+    assert export.main([str(small_run), "--output", str(folder)]) == 0
+    return folder
+
+
+def test_nothing_else_is_left(exported: Path) -> None:
+    names = {path.name for path in exported.iterdir()}
+    assert names == {"README.md", "config.json", "model.onnx", "model.safetensors"}
+    assert [path.name for path in exported.parent.iterdir()] == ["model"]
+
+
+def test_safetensors_and_config_rebuild_the_network(exported: Path, run: Run) -> None:
+    config = json.loads((exported / "config.json").read_text(encoding="utf-8"))
+    network = SplitNetwork(
+        config["architecture"], len(config["classes"]), config["channels"], torch.Generator()
+    )
+    network.load_state_dict(load_file(exported / "model.safetensors"))
+    images = run.splits.test.images
+    mean, std = (torch.tensor(config[name]).view(-1, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        logits = network.eval()((images / 255 - mean) / std)
+    torch.testing.assert_close(logits, run.inference.logits(run.inference.embed(images, "test")))
+    assert config["classes"] == list(run.splits.class_names)
+    assert config["image_size"] == images.shape[-1]
+
+
+@pytest.mark.parametrize("count", [1, 3, 100])
+def test_onnx_agrees_for_any_number_of_images(exported: Path, run: Run, count: int) -> None:
+    onnx.checker.check_model(str(exported / "model.onnx"))
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    images = run.splits.test.images[:count]
+    logits, probabilities = session.run(None, {"images": images.numpy()})
+    expected = run.inference.logits(run.inference.embed(images, "test"))
+    np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
+    np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
+
+
+def test_card_says_what_was_measured(exported: Path, run: Run) -> None:
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    row = run.metrics[run.round]
+    assert f"| accuracy | {row['val_accuracy']:.3f} [" in card
+    assert f"{len(run.pool.labelled)} of its {len(run.splits.train)} training images" in card
+    assert run.splits.fingerprint() in card
+    for heading in ("Data and labels", "Figures", "Intended use", "Limits"):
+        assert f"\n## {heading}\n" in card
+    assert "nan" not in card
+
+
+def test_resnet_can_be_exported(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = SplitNetwork("resnet18", 3, 3, generator).eval()
+    inference = Inference(network, torch.full((3,), 0.5), torch.ones(3), torch.float32, 8)
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    export._write_onnx(inference, images[:2], tmp_path / "model.onnx")
+    assert export._onnx_difference(inference, images, tmp_path / "model.onnx") < 1e-4
+
+
+def test_another_network_is_noticed(exported: Path, run: Run) -> None:
+    other = SplitNetwork("small_cnn", 10, 1, torch.Generator().manual_seed(5)).eval()
+    inference = Inference(other, run.inference.mean, run.inference.std, torch.float32, 8)
+    images = run.splits.val.images[:8]
+    with pytest.raises(RunError, match="differ from PyTorch"):
+        export._onnx_difference(inference, images, exported / "model.onnx")
+
+
+class TestRefusals:
+    def refused(self, capsys: pytest.CaptureFixture[str], *arguments: Path | str) -> str:
+        assert export.main([str(one) for one in arguments]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: ")
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    def test_place_that_is_taken(
+        self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "file").touch()
+        assert "not empty" in self.refused(capsys, small_run, "--output", tmp_path)
+        assert "not empty" in self.refused(capsys, small_run, "--output", tmp_path / "file")
+        below = tmp_path / "file" / "model"
+        assert "cannot be made" in self.refused(capsys, small_run, "--output", below)
+
+    def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        message = self.refused(capsys, tmp_path / "absent", "--output", tmp_path / "new")
+        assert "not a run folder" in message
+        assert not (tmp_path / "new").exists()
