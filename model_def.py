@@ -148,9 +148,9 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             logger.info(
                 "round %d (%d of %d): %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f, "
                 "test_accuracy %.4f (%.0f s)",
-                done["round"], done["round"] + 1, len(self.learner.query_sizes), done["labeled_samples"],
-                val["val_loss"], val["val_accuracy"], val["val_auc"], test["test_accuracy"],
-                time.perf_counter() - self.round_started,
+                done["round"], done["round"] + 1, len(self.learner.query_sizes),
+                done["labeled_samples"], val["val_loss"], val["val_accuracy"], val["val_auc"],
+                test["test_accuracy"], time.perf_counter() - self.round_started,
             )  # fmt: skip
         return {**val, **done}
 
