@@ -174,7 +174,8 @@ class ActiveLearner:
         self._seed = seed
         self._ranks = ranks
         self._progress = progress
-        self._strategy = get_strategy(hp.query_strategy, prefilter_factor=hp.prefilter_factor)
+        self._strategy = get_strategy(hp.query_strategy, hp.prefilter_factor)
+        self._initial_strategy = get_strategy("random", hp.prefilter_factor)
         self._augmentation = Augmentation(
             hp.flips_and_rotations, hp.crop_padding, hp.colour_jitter, hp.stain_jitter
         )
@@ -210,7 +211,7 @@ class ActiveLearner:
         scores = self._score(round_)
         generator = self._generator("query", round_)
         # The first round has no trained network to ask: its images are drawn at random.
-        strategy = self._strategy if round_ > 0 else get_strategy("random")
+        strategy = self._strategy if round_ > 0 else self._initial_strategy
         chosen = strategy.select(scores, self.query_sizes[round_], generator)
         indices = self._ranks.agree(chosen).cpu()
         labels = self._oracle(indices)

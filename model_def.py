@@ -366,7 +366,10 @@ def run_locally(arguments: argparse.Namespace) -> None:
     if arguments.resume is not None:
         resumed, config = RunFolder.open(arguments.resume)
     else:
-        config = _drawn(override(load(arguments.config), _overrides(arguments)), chief)
+        config = override(load(arguments.config), arguments.set)
+        if arguments.data_dir is not None:
+            config["hyperparameters"]["data_dir"] = str(arguments.data_dir)
+        config = _drawn(config, chief)
     hp = check_hyperparameters(config["hyperparameters"], distributed.size if distributed else 1)
     folder: RunFolder | None = None
     checkpoint: str | None = None
@@ -438,13 +441,6 @@ def _drawn(config: dict[str, Any], chief: bool) -> dict[str, Any]:
         text = ", ".join(f"{name}: {values[name]}" for name in drawn)
         logger.info("one sample of the search space, drawn with seed %d: %s", seed, text)
     return {**config, "hyperparameters": values}
-
-
-def _overrides(arguments: argparse.Namespace) -> list[str]:
-    data_dir = (
-        [] if arguments.data_dir is None else [f"hyperparameters.data_dir={arguments.data_dir}"]
-    )
-    return data_dir + arguments.set
 
 
 def _join_process_group() -> core.DistributedContext | None:

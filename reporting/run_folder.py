@@ -213,7 +213,7 @@ class RunFolder:
             RunFolderError: checkpoints were written and none of them is whole.
         """
         for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
-            name = f"{entry['uuid']} of round {entry['round'] + 1}"
+            name = f"{entry['uuid']} of round {entry['round']}"
             damage = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
             if not damage:
                 logger.info("newest whole checkpoint: %s", name)

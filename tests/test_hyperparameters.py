@@ -61,6 +61,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ),
     ({"query_strategy": 3}, r"query_strategy: 3 is not a text"),
     ({"query_strategy": "bald", "uncertainty": "softmax"}, r"softmax gives bald no second opinion"),
+    (
+        {"query_strategy": "batch_bald", "samples_to_label": 101, "candidate_pool_size": 0},
+        r"samples_to_label: 101 is more than batch_bald can choose at a time, 100; lower it",
+    ),
     ({"uncertainty": "ensemble"}, r"uncertainty: 'ensemble' is unknown"),
     ({"mc_dropout_passes": 1}, r"mc_dropout_passes: 1 is out of range; give at least 2"),
     ({"prefilter_factor": 0}, r"prefilter_factor: 0 is out of range"),

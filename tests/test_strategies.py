@@ -93,7 +93,7 @@ POOLS: dict[str, PoolScores] = {
 
 
 def select(name: str, pool: PoolScores, k: int, seed: int = 0) -> Tensor:
-    return get_strategy(name).select(pool, k, torch.Generator().manual_seed(seed))
+    return get_strategy(name, 10).select(pool, k, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("pool", POOLS.values(), ids=POOLS.keys())
@@ -128,7 +128,7 @@ def test_same_seed_same_picks_and_no_trace_left(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_only_declared_scores_are_read(name: str) -> None:
-    pool, strategy = make_pool(), get_strategy(name)
+    pool, strategy = make_pool(), get_strategy(name, 10)
     assert pool.probabilities is not None
     needed = PoolScores(
         pool.candidates,
@@ -143,7 +143,7 @@ def test_only_declared_scores_are_read(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_declared_score_is_needed(name: str) -> None:
-    pool, strategy = make_pool(), get_strategy(name)
+    pool, strategy = make_pool(), get_strategy(name, 10)
     if strategy.probabilities:
         without = PoolScores(pool.candidates, None, pool.embeddings, pool.labelled_embeddings)
         with pytest.raises(ValueError, match="probabilities"):
@@ -163,7 +163,7 @@ def test_every_declared_score_is_needed(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_numbers_that_are_not_finite_are_refused(name: str) -> None:
-    pool, strategy = make_pool(), get_strategy(name)
+    pool, strategy = make_pool(), get_strategy(name, 10)
     assert pool.probabilities is not None
     assert pool.embeddings is not None
     nan = torch.full((), torch.nan)
@@ -206,7 +206,7 @@ def test_random_depends_on_the_seed_and_reaches_every_candidate() -> None:
 
 def test_unknown_name_is_refused_with_the_nearest_and_all_names() -> None:
     with pytest.raises(ValueError, match=r"'k_centre'.*did you mean 'k_center'") as refusal:
-        get_strategy("k_centre")
+        get_strategy("k_centre", 10)
     assert all(name in str(refusal.value) for name in STRATEGIES)
 
 

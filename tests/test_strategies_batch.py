@@ -49,9 +49,7 @@ def pool_of(
     return PoolScores(torch.arange(n) * 7 + 3000, probabilities, embeddings, labelled)
 
 
-def positions(
-    name: str, pool: PoolScores, k: int, seed: int = 0, factor: float | None = None
-) -> list[int]:
+def positions(name: str, pool: PoolScores, k: int, seed: int = 0, factor: float = 10) -> list[int]:
     picks = get_strategy(name, factor).select(pool, k, seeded(seed))
     return ((picks - 3000) // 7).tolist()
 
@@ -335,9 +333,9 @@ def test_class_balanced_takes_the_best_of_each_predicted_class() -> None:
 
 
 def test_class_balanced_binds_the_inner_strategy() -> None:
-    strategy = get_strategy("class_balanced:k_center")
+    strategy = get_strategy("class_balanced:k_center", 10)
     assert strategy.probabilities
     assert strategy.embeddings
     assert strategy.labelled_embeddings
     with pytest.raises(ValueError, match="did you mean 'class_balanced:margin'"):
-        get_strategy("class_balanced:margins")
+        get_strategy("class_balanced:margins", 10)

@@ -32,7 +32,7 @@ def pool_of(
 
 
 def positions(name: str, pool: PoolScores, k: int, seed: int = 0) -> list[int]:
-    picks = get_strategy(name).select(pool, k, seeded(seed))
+    picks = get_strategy(name, 10).select(pool, k, seeded(seed))
     return ((picks - 3000) // 7).tolist()
 
 

@@ -28,7 +28,7 @@ def pool_of(probabilities: Tensor) -> PoolScores:
 
 
 def positions(name: str, probabilities: Tensor, k: int) -> list[int]:
-    picks = get_strategy(name).select(pool_of(probabilities), k, torch.Generator())
+    picks = get_strategy(name, 10).select(pool_of(probabilities), k, torch.Generator())
     return ((picks - 5000) // 11).tolist()
 
 

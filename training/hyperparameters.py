@@ -149,6 +149,11 @@ class Hyperparameters:
                 f"hyperparameters.uncertainty: softmax gives {self.query_strategy} no second "
                 "opinion to compare; set mc_dropout, or another query_strategy"
             )
+        if strategy.largest_query is not None and self.samples_to_label > strategy.largest_query:
+            raise HyperparameterError(
+                f"hyperparameters.samples_to_label: {self.samples_to_label} is more than "
+                f"{self.query_strategy} can choose at a time, {strategy.largest_query}; lower it"
+            )
         if 0 < self.candidate_pool_size < self.samples_to_label:
             raise HyperparameterError(
                 f"hyperparameters.candidate_pool_size: {self.candidate_pool_size} candidates are "
