@@ -137,7 +137,6 @@ def coreset_uncertainty(scores: PoolScores, k: int, generator: torch.Generator) 
     The core-set of Sener & Savarese 2018 drawn towards what the model does not know: the product,
     where Ramalingam et al. 2023, "A Weighted K-Center Algorithm for Data Subset Selection", take a
     weighted sum of the two objectives, so with no constant to choose. Cost: as `k_center`, 25 s.
-    25 s.
     """
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
