@@ -17,7 +17,7 @@ run: $(VENV)/installed
 		$(if $(CONFIG),--config "$(CONFIG)") $(if $(OUTPUT_DIR),--output-dir "$(OUTPUT_DIR)")
 
 test: $(VENV)/installed
-	@$(PYTHON) -m pytest
+	@$(PYTHON) -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/installed
 	@$(PYTHON) -m ruff check .

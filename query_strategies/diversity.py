@@ -47,8 +47,8 @@ def k_center_projected(scores: PoolScores, k: int, generator: torch.Generator) -
 
     Embeddings of D <= `projection.DIRECTIONS` are taken as they are, and the picks are those of
     `k_center`. The covering radius came out 1.3 % larger at n = 20,000, D = 2,048, k = 1,000, on
-    clustered embeddings and on Gaussian noise alike. Cost: as `k_center` with
-    D = `projection.DIRECTIONS`, and one projection: 7 s.
+    clustered embeddings and on Gaussian noise alike, and 2.0 % at n = 90,000, k = 4,430.
+    Cost: as `k_center` with D = `projection.DIRECTIONS`, and one projection: 7 s.
     """
     count = pick_count(scores, k)
     if count in (0, len(scores.candidates)):

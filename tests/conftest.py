@@ -43,10 +43,14 @@ def small_values(**changes: Any) -> dict[str, Any]:
     return {**config["hyperparameters"], **SMALL, **changes}
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
-    """Two cores serve several test processes; more threads than cores slow all of them."""
+    """One thread for each test process and its children.
+
+    Sums come out the same in all of them, and no more threads run than there are cores.
+    """
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
