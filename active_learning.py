@@ -19,6 +19,7 @@ from data import ImageStore, channel_statistics, normalise
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
+from training.balance import balanced_order, class_weights, weighted_cross_entropy
 from training.hyperparameters import Hyperparameters
 from training.metrics import TrainingMeter, classification_metrics
 from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
@@ -328,8 +329,19 @@ class ActiveLearner:
         with self._autocast():
             images = (images - self._mean[:, None, None]) / self._std[:, None, None]
             logits = self.train_network(images, masks).float()
-        targets = self._targets[indices[part]]
-        loss = F.cross_entropy(logits, targets, label_smoothing=hp.label_smoothing)
+        all_targets = self._targets[indices]
+        targets = all_targets[part]
+        if hp.class_weighted_loss:
+            loss = weighted_cross_entropy(
+                logits,
+                targets,
+                self._class_weights,
+                all_targets,
+                self._ranks.size,
+                hp.label_smoothing,
+            )
+        else:
+            loss = F.cross_entropy(logits, targets, label_smoothing=hp.label_smoothing)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         backward(loss)
@@ -353,17 +365,27 @@ class ActiveLearner:
         )
 
     def _plan_round(self, round_: int) -> None:
-        """Lay out all batches of a round: permutations of the labelled set, one after another."""
+        """Lay out all batches of a round.
+
+        They are permutations of the labelled set, one after another; or, class-balanced, turns of
+        its classes.
+        """
         labelled = self.pool.labelled
+        labels = self.pool.labels[labelled]
         images = self.hp.batches_per_round * self.hp.batch_size
-        passes = -(-images // len(labelled))
-        order = [
-            labelled[torch.randperm(len(labelled), generator=make_generator(*seed))]
-            for seed in ((self._seed, "order", round_, number) for number in range(passes))
-        ]
-        batches = torch.cat(order)[:images].view(-1, self.hp.batch_size)
-        self._batches = batches.to(self.device)
+        if self.hp.class_balanced_batches:
+            generator = make_generator(self._seed, "balanced order", round_)
+            order = labelled[balanced_order(labels, images, generator)]
+        else:
+            passes = -(-images // len(labelled))
+            seeds = [(self._seed, "order", round_, number) for number in range(passes)]
+            orders = [
+                torch.randperm(len(labelled), generator=make_generator(*seed)) for seed in seeds
+            ]
+            order = labelled[torch.cat(orders)[:images]]
+        self._batches = order.view(-1, self.hp.batch_size).to(self.device)
         self._targets = self.pool.labels.to(self.device)
+        self._class_weights = class_weights(labels, self._train.num_classes).to(self.device)
         self._planned_round = round_
 
     # --- evaluate --------------------------------------------------------------------------

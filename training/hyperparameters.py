@@ -58,6 +58,8 @@ class Hyperparameters:
     weight_decay: float = number(0.0, 10.0)
     warmup_fraction: float = number(0.0, 0.9)
     label_smoothing: float = number(0.0, 0.9)
+    class_balanced_batches: bool
+    class_weighted_loss: bool
     flips_and_rotations: bool
     crop_padding: int = number(0, 64)
     colour_jitter: float = number(0.0, 0.9)
@@ -134,6 +136,11 @@ class Hyperparameters:
             raise HyperparameterError(
                 "hyperparameters.dropout: 0 makes all Monte Carlo passes the same; "
                 "raise it, or set uncertainty: softmax"
+            )
+        if self.class_balanced_batches and self.class_weighted_loss:
+            raise HyperparameterError(
+                "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
+                "well, would make up for rare classes twice; set one of them false"
             )
         if self.pretrained and self.architecture not in RESNETS:
             raise HyperparameterError(
