@@ -60,12 +60,13 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
     ) -> None:
         self.context = context
         self.run_folder = run_folder
-        self.seed = context.get_trial_seed() if seed is None else seed
+        trial_seed = context.get_trial_seed() if seed is None else seed
         self.ranks = Ranks(context.distributed.rank, context.distributed.size)
         with _refused_as_invalid_hp():
             self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
             splits = load_data(self.hp)
             sizes = self.hp.query_sizes(len(splits.train))
+        self.seed = trial_seed if self.hp.seed == -1 else self.hp.seed
         if run_folder is not None:
             run_folder.check_identity(
                 {"dataset": splits.name, "data": splits.fingerprint(), "seed": self.seed}

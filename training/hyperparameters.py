@@ -41,6 +41,8 @@ def choice(*allowed: str) -> Any:
 class Hyperparameters:
     """Validated hyperparameters of one trial. What each one does is said in config.yaml."""
 
+    seed: int = number(-1, 2**31 - 1)
+
     dataset: str
     data_dir: str
     image_size: int = number(8, 512)
