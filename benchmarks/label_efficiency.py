@@ -5,8 +5,8 @@
         --set hyperparameters.architecture=small_cnn hyperparameters.dataset=breastmnist
     python -m benchmarks.comparison study    # statistics and figures, see there
 
-The grid is `configs/strategies.yaml`, or another with ranges for `query_strategy` and `seed`. A seed
-fixes the first draw of images and the initial weights, the same for every strategy. Beside the
+The grid is `configs/strategies.yaml`, or another with ranges for `query_strategy` and `seed`. A
+seed fixes the first images and the initial weights, the same for every strategy. Beside the
 grid's strategies one more run per seed, "all labels", trains on the whole pool for as many steps:
 the upper line.
 

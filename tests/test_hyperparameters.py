@@ -16,7 +16,7 @@ from training.hyperparameters import HyperparameterError, Hyperparameters
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"learning_rat": 0.1}, r"learning_rat: unknown \(did you mean learning_rate\?\)"),
-    ({"zzz": 1}, r"zzz: unknown; known are dataset"),
+    ({"zzz": 1}, r"zzz: unknown; known are seed"),
     ({"batch_size": "64"}, r"batch_size: '64' is not a whole number; give at least 2"),
     ({"batch_size": 6.5}, r"batch_size: 6.5 is not a whole number"),
     ({"batch_size": True}, r"batch_size: True is not a whole number"),

@@ -123,6 +123,19 @@ def test_same_seed_same_run(finished: tuple[Path, str], tmp_path: Path) -> None:
         assert rows[0] == rows[1]
 
 
+def test_seed_can_be_a_hyperparameter(finished: tuple[Path, str], tmp_path: Path) -> None:
+    """Whatever the experiment's seed is, a trial with the same `seed` draws the same images."""
+    settings = ["hyperparameters.rounds=1", "reproducibility.experiment_seed=5"]
+    for name, seed in (("a", 0), ("b", 1)):
+        arguments = [*DIGITS, *settings, f"hyperparameters.seed={seed}"]
+        assert model_def.main([*arguments, "--output-dir", str(tmp_path / name)]) == 0
+    drawn = [
+        [row["index"] for row in read(run / "queries.csv") if row["round"] == "0"]
+        for run in (finished[0], tmp_path / "a", tmp_path / "b")
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
 def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain = {n: v for n, v in SMALL.items() if n not in ("batch_size", "mc_dropout_passes")}
     settings = [f"hyperparameters.{n}={v}" for n, v in plain.items()]
