@@ -25,6 +25,7 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import lru_cache
@@ -92,12 +93,11 @@ def _splits(hp: Hyperparameters) -> Splits:
     return load_data(hp)
 
 
-def run_once(values: dict[str, Any], strategy: str, seed: int, threads: int) -> dict[str, Any]:
+def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]:
     """Train one strategy with one seed from the first labels to the last; returns its row.
 
     The curves are texts of numbers, one per round, with a space between.
     """
-    torch.set_num_threads(threads)
     reading = Hyperparameters.from_mapping({**values, "query_strategy": "random", "seed": 0})
     splits = _splits(reading)
     if strategy == ALL_LABELS:
@@ -131,6 +131,26 @@ def run_once(values: dict[str, Any], strategy: str, seed: int, threads: int) -> 
         "query_seconds": f"{query_seconds:.1f}",
         "seconds": f"{time.perf_counter() - started:.1f}",
     }
+
+
+def finished_rows(
+    study: Study, missing: list[tuple[str, int]], processes: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of the runs that are `missing`, as they come in, so many runs at a time."""
+    if processes == 1:
+        for entry in missing:
+            yield run_once(study.values, *entry)
+        return
+    threads = max(1, len(os.sched_getaffinity(0)) // processes)
+    with ProcessPoolExecutor(
+        processes,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(threads,),
+    ) as pool:
+        futures = [pool.submit(run_once, study.values, *entry) for entry in missing]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
@@ -182,21 +202,16 @@ def main(argv: list[str] | None = None) -> int:
     done = {(row["strategy"], int(row["seed"])) for row in rows}
     missing = [entry for entry in study.runs if entry not in done]
     print(f"{len(study.runs)} runs, {len(missing)} of them to do", flush=True)
-    threads = max(1, len(os.sched_getaffinity(0)) // arguments.processes)
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(arguments.processes, mp_context=context) as pool:
-        futures = [pool.submit(run_once, study.values, *entry, threads) for entry in missing]
-        for future in as_completed(futures):
-            row = future.result()
-            rows.append(row)
-            table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
-            write_atomically(arguments.output / "runs.csv", table)
-            print(
-                f"{row['strategy']}, seed {row['seed']}: test accuracy "
-                f"{row['test_accuracy'].split()[-1]} at {row['labels'].split()[-1]} labels "
-                f"({row['seconds']} s)",
-                flush=True,
-            )
+    for row in finished_rows(study, missing, arguments.processes):
+        rows.append(row)
+        table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+        write_atomically(arguments.output / "runs.csv", table)
+        print(
+            f"{row['strategy']}, seed {row['seed']}: test accuracy "
+            f"{row['test_accuracy'].split()[-1]} at {row['labels'].split()[-1]} labels "
+            f"({row['seconds']} s)",
+            flush=True,
+        )
     return 0
 
 
