@@ -418,6 +418,7 @@ class ActiveLearner:
             self._train.channels,
             generator,
             self.hp.pretrained,
+            self.hp.freeze_backbone,
         )
         return network.to(self.device).to(memory_format=torch.channels_last)
 

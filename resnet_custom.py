@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 for small medical images, and a small CNN for small machines.
+"""ResNet-18, -34 and -50 for small medical images, a small CNN for small machines, and others.
 
 torchvision's ResNet with three changes: a 3x3 stride-1 stem instead of 7x7 stride-2, no max-pool
 (a 28x28 tile keeps its 28x28 grid through the first stage), and a Dropout -> Linear head.
@@ -6,35 +6,63 @@ torchvision's ResNet with three changes: a 3x3 stride-1 stem instead of 7x7 stri
 The network is used in two halves. `embed` is the expensive one; `head` costs one matrix product.
 Dropout sits in the head alone and its masks are given from outside, so that T Monte Carlo passes
 need one `embed`, training draws its masks from an explicit generator, and nothing has to be
-switched between training and evaluation mode to sample.
+switched between training and evaluation mode to sample. The other backbones are in backbones.py.
 """
 
 from __future__ import annotations
+
+import difflib
 
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from backbones import (
+    PREFIX,
+    ArchitectureError,
+    check_torchvision_backbone,
+    torchvision_backbone,
+    torchvision_names,
+    vgg16,
+)
+
 RESNETS = ("resnet18", "resnet34", "resnet50")
-ARCHITECTURES = (*RESNETS, "small_cnn")
+ARCHITECTURES = (*RESNETS, "small_cnn", "vgg16")  # and torchvision:NAME
 
 
 class PretrainedWeightsError(RuntimeError):
     """ImageNet weights were asked for and cannot be had on this machine."""
 
 
+def check_architecture(architecture: str, image_size: int) -> None:
+    """Raise ArchitectureError where there is no such network for images of `image_size` pixels."""
+    if architecture in ARCHITECTURES:
+        return
+    models = [PREFIX + name for name in torchvision_names()]
+    if architecture not in models:
+        near = difflib.get_close_matches(architecture, [*ARCHITECTURES, *models], n=1)
+        raise ArchitectureError(
+            f"{architecture!r} is unknown{f' (did you mean {near[0]}?)' if near else ''}; allowed "
+            f"are {', '.join(ARCHITECTURES)}, and {PREFIX}NAME for a model of torchvision's"
+        )
+    check_torchvision_backbone(architecture.removeprefix(PREFIX), image_size)
+
+
 class SplitNetwork(nn.Module):
     """A network of two halves: `embed`, the backbone by name, and `head`.
 
     Args:
-        architecture: one of `ARCHITECTURES`.
+        architecture: one of `ARCHITECTURES`, or torchvision:NAME, as `check_architecture` allows.
         num_classes: width of the head.
         in_channels: 1 (grey) or 3 (colour).
         generator: CPU generator that every initial weight is drawn from.
-        pretrained: start from torchvision's ImageNet weights; the stem and the head, whose shapes
-            differ, are drawn afresh.
+        pretrained: start from torchvision's ImageNet weights; the head and a ResNet's stem, whose
+            shapes differ, are drawn afresh.
+        freeze_backbone: train the head alone. The backbone has no gradients and stays in eval
+            mode, so that its BatchNorm statistics stay as well.
 
     Raises:
+        ArchitectureError: the network cannot be split in two.
         PretrainedWeightsError: the ImageNet weights cannot be had on this machine.
 
     Architecture: He et al. 2016 (doi 10.1109/CVPR.2016.90).
@@ -47,42 +75,72 @@ class SplitNetwork(nn.Module):
         in_channels: int,
         generator: torch.Generator,
         pretrained: bool = False,
+        freeze_backbone: bool = False,
     ) -> None:
         super().__init__()
-        # Layers draw initial weights from the global generator; `initialise` replaces them.
+        self._freeze_backbone = freeze_backbone
+        self._torchvisions_own = architecture.startswith(PREFIX)
+        for_colour = self._torchvisions_own or architecture == "vgg16"
+        self._repeats_grey = for_colour and in_channels == 1
+        # Layers draw initial weights from the global generator: `initialise` replaces them, or,
+        # for torchvision's own, the global one takes its seed from ours for as long.
         with torch.random.fork_rng(devices=[]):
-            if architecture in RESNETS:
-                self.backbone, self.embedding_size = _resnet(architecture, in_channels)
+            if self._torchvisions_own:
+                seed = torch.randint(2**62, (), generator=generator)
+                torch.default_generator.manual_seed(int(seed))
+                self.backbone, size = torchvision_backbone(architecture.removeprefix(PREFIX))
+            elif architecture in RESNETS:
+                self.backbone, size = _resnet(architecture, in_channels)
+            elif architecture == "vgg16":
+                self.backbone, size = vgg16()
             else:
-                self.backbone, self.embedding_size = _small_cnn(in_channels)
-            self.classifier = nn.Linear(self.embedding_size, num_classes)
+                self.backbone, size = _small_cnn(in_channels)
+            self.embedding_size = size
+            self.classifier = nn.Linear(size, num_classes)
         self.initialise(generator)
         if pretrained:
-            # Of all names in the backbone, only the stem's is not among the pretrained ones.
+            # Of all names in the backbone, only a ResNet's stem is not among the pretrained ones.
             self.backbone.load_state_dict(_imagenet_weights(architecture), strict=False)
+        if freeze_backbone:
+            self.backbone.requires_grad_(False)
+            self.train()
+
+    def train(self, mode: bool = True) -> SplitNetwork:
+        """As of every module, but for a frozen backbone, which stays in eval mode."""
+        super().train(mode)
+        if self._freeze_backbone:
+            self.backbone.eval()
+        return self
 
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all weights afresh from `generator` and clear BatchNorm's running statistics.
 
         The last BatchNorm of every residual branch starts at zero, so that each block begins as
-        the identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1).
+        the identity (Goyal et al. 2017, arXiv 1706.02677, section 5.1). A backbone of
+        torchvision's own keeps the weights that it was built with.
         """
-        for module in self.modules():
+        last_norms: list[nn.BatchNorm2d] = []
+        for module in () if self._torchvisions_own else self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        for module in self.modules():
-            if isinstance(module, torchvision.models.resnet.Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
+            elif isinstance(module, torchvision.models.resnet.Bottleneck):
+                last_norms.append(module.bn3)
             elif isinstance(module, torchvision.models.resnet.BasicBlock):
-                nn.init.zeros_(module.bn2.weight)
+                last_norms.append(module.bn2)
+        for norm in last_norms:  # after all have been reset
+            nn.init.zeros_(norm.weight)
         bound = self.embedding_size**-0.5
         nn.init.uniform_(self.classifier.weight, -bound, bound, generator=generator)
         nn.init.zeros_(self.classifier.bias)
 
     def embed(self, images: Tensor) -> Tensor:
         """Images [B, C, H, W] to embeddings [B, D]; D is 2048 for a ResNet-50, 512 for -18, -34."""
+        if self._repeats_grey:
+            images = images.expand(-1, 3, -1, -1)
         return self.backbone(images)
 
     def head(self, embeddings: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
@@ -134,8 +192,9 @@ def dropout_masks(count: int, size: int, probability: float, generator: torch.Ge
 
 
 def _imagenet_weights(architecture: str) -> dict[str, Tensor]:
-    """torchvision's newest ImageNet weights, without the stem convolution and the head."""
-    weights = torchvision.models.get_model_weights(architecture).DEFAULT
+    """torchvision's newest ImageNet weights; of a ResNet's, without the stem convolution."""
+    name = "vgg16_bn" if architecture == "vgg16" else architecture.removeprefix(PREFIX)
+    weights = torchvision.models.get_model_weights(name).DEFAULT
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:  # urllib's errors are OSErrors
@@ -144,8 +203,6 @@ def _imagenet_weights(architecture: str) -> dict[str, Tensor]:
             f"({error}): put {weights.url} into {torch.hub.get_dir()}/checkpoints, "
             "or set pretrained: false"
         ) from error
-    return {
-        name: value
-        for name, value in state.items()
-        if name != "conv1.weight" and not name.startswith("fc.")
-    }
+    if architecture in RESNETS:
+        del state["conv1.weight"]
+    return state

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from resnet_custom import SplitNetwork
 
@@ -15,28 +19,49 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", arXiv 1610.02391: the maps of the last convolutional stage, each weighted by the
     mean gradient of the class's logit, summed; what speaks against the class is cut off. Enlarged
-    bilinearly, so no finer than that stage (4 x 4 for a 28 x 28 image in a ResNet).
+    bilinearly, so no finer than that stage (4 x 4 for a 28 x 28 image in a ResNet). Of a vision
+    transformer, the patches that its last block is given take the place of a stage.
 
     Args:
         network: in eval mode; it is left as it is.
         images: float32 [B, C, S, S], normalised, on the network's device.
     """
-    pooling = next(m for m in network.modules() if isinstance(m, nn.AdaptiveAvgPool2d))
     stages: list[Tensor] = []
+    transformer = isinstance(network.backbone, VisionTransformer)
 
-    # What the pooling is given is the last stage's output, in every architecture there is.
-    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        stages.append(inputs[0])
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        if isinstance(output, Tensor) and (
+            transformer or (output.ndim == 4 and output.shape[2] * output.shape[3] > 1)
+        ):
+            stages[:] = [output]
 
-    hook = pooling.register_forward_pre_hook(keep)
+    # The last output with more than one position is the last stage's, before it is pooled: by
+    # whatever module or function, with whatever poolings in earlier blocks.
+    watched = network.modules()
+    if transformer:
+        *_, last_block = network.backbone.get_submodule("encoder.layers").children()
+        watched = iter([last_block.get_submodule("ln_1")])
+    hooks = [module.register_forward_hook(keep) for module in watched]
     try:
         with torch.enable_grad():
-            chosen = network(images).gather(1, classes.unsqueeze(1)).sum()
-            (gradient,) = torch.autograd.grad(chosen, stages[0])
+            # Through the images, as a frozen backbone has no parameter that asks for gradients.
+            logits = network(images.detach().requires_grad_())
+            (stage,) = stages
+            (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
+    maps = stage.detach()
+    if transformer:
+        maps, gradient = _as_maps(maps), _as_maps(gradient)
     weights = gradient.mean((2, 3), keepdim=True)
-    evidence = (weights * stages[0].detach()).sum(1, keepdim=True).relu()
+    evidence = (weights * maps).sum(1, keepdim=True).relu()
     size = images.shape[-2:]
     enlarged = F.interpolate(evidence, size, mode="bilinear", align_corners=False).squeeze(1)
     return enlarged / enlarged.amax((1, 2), keepdim=True).clamp_min(1e-12)
+
+
+def _as_maps(tokens: Tensor) -> Tensor:
+    """Tokens [B, 1 + h * h, D], of which the first is for the class, as maps [B, D, h, h]."""
+    side = math.isqrt(tokens.shape[1] - 1)
+    return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))

@@ -15,12 +15,14 @@ def build(architecture: str = "resnet18", seed: int = 0, channels: int = 3) -> S
 
 @pytest.mark.parametrize(
     ("architecture", "size", "parameters"),
-    # torchvision's counts, less the 7x7 stem and the 1000-way head, plus the 3x3 stem and ours.
+    # torchvision's counts, less the 7x7 stem and the 1000-way head, plus the 3x3 stem and ours;
+    # VGG: of its features alone (138,365,992 with three linear layers of 123,642,856).
     [
         ("resnet18", 512, 11_173_449),
         ("resnet34", 512, 21_281_609),
         ("resnet50", 2048, 23_518_793),
         ("small_cnn", 64, 20_073),
+        ("vgg16", 512, 14_727_753),
     ],
 )
 def test_shapes(architecture: str, size: int, parameters: int) -> None:

@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from backbones import ArchitectureError
 from query_strategies import get_strategy
-from resnet_custom import ARCHITECTURES, RESNETS
+from resnet_custom import RESNETS, check_architecture
 
 
 class HyperparameterError(ValueError):
@@ -50,8 +51,9 @@ class Hyperparameters:
     validation_fraction: float = number(0.01, 0.9)
     test_fraction: float = number(0.01, 0.9)
 
-    architecture: str = choice(*ARCHITECTURES)
+    architecture: str
     pretrained: bool
+    freeze_backbone: bool
     dropout: float = number(0.0, 0.95)
 
     batch_size: int = number(2)
@@ -144,11 +146,7 @@ class Hyperparameters:
                 "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
                 "well, would make up for rare classes twice; set one of them false"
             )
-        if self.pretrained and self.architecture not in RESNETS:
-            raise HyperparameterError(
-                f"hyperparameters.pretrained: there are no ImageNet weights for "
-                f"{self.architecture}; set false, or one of {', '.join(RESNETS)}"
-            )
+        self._check_network()
         try:
             strategy = get_strategy(self.query_strategy, self.prefilter_factor)
         except ValueError as error:
@@ -172,6 +170,28 @@ class Hyperparameters:
             raise HyperparameterError(
                 f"hyperparameters.crop_padding: {self.crop_padding} pixels are no less than the "
                 f"image's {self.image_size}; lower it"
+            )
+
+    def _check_network(self) -> None:
+        try:
+            check_architecture(self.architecture, self.image_size)
+        except ArchitectureError as error:
+            raise HyperparameterError(f"hyperparameters.architecture: {error}") from None
+        if self.pretrained and self.architecture == "small_cnn":
+            raise HyperparameterError(
+                "hyperparameters.pretrained: there are no ImageNet weights for small_cnn; "
+                "set false, or another architecture"
+            )
+        if self.freeze_backbone and not self.pretrained:
+            raise HyperparameterError(
+                "hyperparameters.freeze_backbone: true would keep the random weights of "
+                f"{self.architecture} for good; set it false, or pretrained: true"
+            )
+        if self.freeze_backbone and self.architecture in RESNETS:
+            raise HyperparameterError(
+                f"hyperparameters.freeze_backbone: the small-image stem of {self.architecture} has "
+                "no pretrained weights and must be trained; set false, or take vgg16 or "
+                f"torchvision:{self.architecture}"
             )
 
     def query_sizes(self, pool_size: int) -> tuple[int, ...]:

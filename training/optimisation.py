@@ -12,10 +12,11 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused where the device has it.
 
     Weight decay acts on matrices and kernels only: shrinking a norm's scale or a bias does not
-    regularise the function that the network computes.
+    regularise the function that the network computes. Frozen parameters are left out.
     """
-    decayed = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+    trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    others = [p for p in trained if p.ndim <= 1]
     groups = [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
@@ -37,10 +38,11 @@ def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) ->
 
 @torch.no_grad()
 def shrink_and_perturb(network: nn.Module, fresh: nn.Module, shrink: float, perturb: float) -> None:
-    """Move every weight to `shrink * weight + perturb * fresh weight`.
+    """Move every weight that is trained to `shrink * weight + perturb * fresh weight`.
 
     Ash & Adams 2020, arXiv 1910.08475: keeps what was learnt as a direction, and wins back the
     ability to learn from new labels that a converged network has lost.
     """
     for parameter, new in zip(network.parameters(), fresh.parameters(), strict=True):
-        parameter.mul_(shrink).add_(new, alpha=perturb)
+        if parameter.requires_grad:
+            parameter.mul_(shrink).add_(new, alpha=perturb)
