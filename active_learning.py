@@ -7,8 +7,9 @@ the same three methods of `ActiveLearner` - `query`, `train_step`, `evaluate` - 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from data import ImageStore, channel_statistics, normalise
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
+from training.backbone_file import read_backbone
 from training.balance import balanced_order, class_weights, weighted_cross_entropy
 from training.hyperparameters import Hyperparameters
 from training.metrics import TrainingMeter, classification_metrics
@@ -26,6 +28,7 @@ from training.optimisation import learning_rate, make_optimizer, shrink_and_pert
 from training.precision import compute_dtype
 from training.ranks import ALONE, Ranks
 from training.seeds import make_generator
+from training.self_supervision import SelfSupervision
 
 UNLABELLED = -1
 Bar = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -152,6 +155,12 @@ class ActiveLearner:
         seed: the trial's.
         ranks: which data-parallel process this is; all else is the same on every one of them.
         progress: wraps an iterable of scoring batches in a progress bar with a title.
+
+    `pretraining` is the self-supervision that the first round waits for, or None: `pretrain` sees
+    to it, or whoever takes its steps and then calls `adopt_pretraining`.
+
+    Raises:
+        HyperparameterError: `pretrained_backbone` or a batch size that does not fit.
     """
 
     def __init__(
@@ -183,10 +192,25 @@ class ActiveLearner:
         self._mean, self._std = channel_statistics(train.images)
         self.compute_dtype = compute_dtype(hp.precision, self.device)
         self._planned_round = -1  # the round that `_batches` and `_targets` are for
+        self._backbone: dict[str, Tensor] | None = None  # pre-trained, for every fresh network
 
         self.network = self._fresh_network(0)
+        if hp.pretrained_backbone != "none":
+            self.start_from(read_backbone(Path(hp.pretrained_backbone), self.network))
         self.train_network: nn.Module = self.network  # data parallelism puts its wrapper here
         self.optimizer = make_optimizer(self.network, hp.weight_decay)
+        self.pretraining: SelfSupervision | None = None
+        if hp.self_supervised_steps:
+            self.pretraining = SelfSupervision(
+                hp,
+                self.network,
+                train.images,
+                self._mean,
+                self._std,
+                self.compute_dtype,
+                seed,
+                ranks,
+            )
 
     @property
     def round(self) -> int:
@@ -202,6 +226,27 @@ class ActiveLearner:
     def finished(self) -> bool:
         """Whether rounds, budget or pool are used up."""
         return self.round >= len(self.query_sizes)
+
+    # --- learn without labels --------------------------------------------------------------
+
+    def pretrain(self) -> None:
+        """Take all steps of self-supervision that are left, if any, and start from its backbone."""
+        if self.pretraining is not None:
+            left = range(self.pretraining.step, self.hp.self_supervised_steps)
+            for _ in self._progress(left, "learning without labels"):
+                self.pretraining.train_step()
+            self.adopt_pretraining()
+
+    def adopt_pretraining(self) -> None:
+        """Start from the backbone that self-supervision has trained, and be done with it."""
+        assert self.pretraining is not None
+        self.start_from(self.pretraining.backbone)
+
+    def start_from(self, backbone: Mapping[str, Tensor]) -> None:
+        """Give this backbone to the network, and to those that take its place between rounds."""
+        self._backbone = {name: value.to(self.device) for name, value in backbone.items()}
+        self.network.backbone.load_state_dict(self._backbone)
+        self.pretraining = None
 
     # --- query and label -------------------------------------------------------------------
 
@@ -401,14 +446,25 @@ class ActiveLearner:
     # --- state -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All state but the weights and the optimizer's: tensors and a number."""
-        return {"step": self.step, **self.pool.state_dict()}
+        """All state but the weights and the optimizer's: tensors and a number.
+
+        A pre-trained backbone is in it where rounds still to come begin from it.
+        """
+        state = {"step": self.step, **self.pool.state_dict()}
+        if self._backbone is not None and self.hp.between_rounds != "keep":
+            state["backbone"] = self._backbone
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken; weights and optimizer are restored elsewhere."""
         self.pool.load_state_dict(state)
         self.step = state["step"]
         self._planned_round = -1
+        if "backbone" in state:
+            self._backbone = {
+                name: value.to(self.device) for name, value in state["backbone"].items()
+            }
+        self.pretraining = None  # it lies behind every such state
 
     def _fresh_network(self, round_: int) -> SplitNetwork:
         generator = make_generator(self._seed, "weights", round_)
@@ -420,6 +476,8 @@ class ActiveLearner:
             self.hp.pretrained,
             self.hp.freeze_backbone,
         )
+        if self._backbone is not None:
+            network.backbone.load_state_dict(self._backbone)
         return network.to(self.device).to(memory_format=torch.channels_last)
 
     def _generator(self, purpose: str, number: int) -> torch.Generator:
@@ -434,6 +492,7 @@ def run(
     learner: ActiveLearner, val: ImageStore, test: ImageStore
 ) -> Iterator[tuple[Query, dict[str, float], dict[str, float]]]:
     """Run `learner` to its end; yields each round's query, validation and test metrics."""
+    learner.pretrain()
     while not learner.finished:
         query = learner.query()
         for _ in range(learner.hp.batches_per_round):

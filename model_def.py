@@ -22,6 +22,7 @@ from unittest import mock
 
 import determined as det
 import numpy as np
+import safetensors.torch
 import torch
 from determined import core, pytorch
 from determined.common import storage
@@ -29,8 +30,10 @@ from tqdm import tqdm
 
 from active_learning import ActiveLearner, Query, SimulatedOracle
 from data import DataError, ImageStore
+from reporting.files import write_atomically
 from reporting.run_folder import RunFolder, RunFolderError
 from resnet_custom import PretrainedWeightsError
+from training.backbone_file import backbone_bytes
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
@@ -38,6 +41,9 @@ from training.ranks import Ranks
 from training.seeds import make_generator
 
 logger = logging.getLogger("active_learning")
+
+# Self-supervision before the first round: its state while it lasts, and what came of it.
+UNFINISHED, BACKBONE = "self_supervision.pth", "backbone.safetensors"
 
 
 class PathMNISTTrial(pytorch.PyTorchTrial):
@@ -76,9 +82,10 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
         self.class_names = splits.class_names
         self.pool_images = splits.train.images
-        self.learner = ActiveLearner(
-            self.hp, train, SimulatedOracle(splits.train.labels), self.seed, self.ranks, _bar
-        )
+        with _refused_as_invalid_hp():
+            self.learner = ActiveLearner(
+                self.hp, train, SimulatedOracle(splits.train.labels), self.seed, self.ranks, _bar
+            )
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -169,6 +176,19 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
                 images,
                 self.class_names,
             )
+
+    def report_pretraining(self, metrics: Mapping[str, float]) -> None:
+        """Tell of self-supervision, from the first rank; the axis is its own steps."""
+        if self.ranks.rank != 0:
+            return
+        steps = self.hp.self_supervised_steps
+        logger.info("learning without labels: step %d of %d, loss %.4f",
+                    metrics["step"], steps, metrics["loss"])  # fmt: skip
+        writer = self.context.get_tensorboard_writer()
+        for name in ("loss", "learning_rate"):
+            writer.add_scalar(f"self_supervision/{name}", metrics[name], metrics["step"])
+        if self.run_folder is not None:
+            self.run_folder.record_self_supervision(metrics)
 
     def report(self, group: str, metrics: Mapping[str, float]) -> None:
         """Send `metrics` to the WebUI and to TensorBoard, from the first rank."""
@@ -269,11 +289,13 @@ def trial_on_cluster() -> det.ClusterInfo | None:
 def check_hyperparameters(values: Mapping[str, Any], ranks: int) -> Hyperparameters:
     """Validated hyperparameters, or HyperparameterError for those that make no trial."""
     hyperparameters = Hyperparameters.from_mapping(values)
-    if hyperparameters.batch_size % ranks:
-        raise HyperparameterError(
-            f"hyperparameters.batch_size: {hyperparameters.batch_size} cannot be shared by "
-            f"{ranks} processes; make it a multiple of {ranks}"
-        )
+    for name in ("batch_size", "self_supervised_batch_size"):
+        size = getattr(hyperparameters, name)
+        if size % ranks:
+            raise HyperparameterError(
+                f"hyperparameters.{name}: {size} cannot be shared by {ranks} processes; "
+                f"make it a multiple of {ranks}"
+            )
     return hyperparameters
 
 
@@ -297,8 +319,100 @@ def _part(store: ImageStore, size: int) -> ImageStore:
     return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
 
 
+def pretrain(trial: PathMNISTTrial, checkpoint: str | None) -> tuple[bool, str | None]:
+    """Learn without labels, where that is asked for and does not lie behind `checkpoint`.
+
+    Returns:
+        Whether to go on, which is False where a cluster asks for a pause, and the checkpoint that
+        the trainer goes on from.
+    """
+    learner, core_context = trial.learner, trial.context._core
+    work = learner.pretraining
+    if work is None:
+        return True, checkpoint
+    saved = trial.context.distributed.broadcast(
+        _saved_pretraining(trial, checkpoint) if trial.ranks.rank == 0 else None
+    )
+    if saved is None and checkpoint is not None:
+        return True, checkpoint  # a round's, or another trial's
+    name, content = saved or ("", b"")
+    if name == BACKBONE:
+        learner.start_from(safetensors.torch.load(content))
+        return True, None
+    if name == UNFINISHED:
+        work.load(content)
+    period = trial.hp.reporting_period
+    saved_at = work.step
+    with tqdm(
+        total=trial.hp.self_supervised_steps, initial=work.step, desc="learning without labels",
+        unit="step", leave=False, disable=True if trial.ranks.rank else None,
+    ) as bar:  # fmt: skip
+        while not work.finished:
+            work.train_step()
+            bar.update()
+            if work.step % period and not work.finished:
+                continue
+            metrics = work.report()
+            trial.report_pretraining(metrics)
+            if not np.isfinite(metrics["loss"]):
+                raise TrainingDivergedError(
+                    f"the self-supervised loss is {metrics['loss']} by step {work.step}; lower "
+                    "hyperparameters.self_supervised_learning_rate: "
+                    f"{trial.hp.self_supervised_learning_rate}"
+                )
+            if core_context.preempt.should_preempt():
+                _save_pretraining(trial, UNFINISHED, work.save())
+                return False, None
+            # A cluster gives notice of a pause, and keeps whatever it is given to the end.
+            if trial.run_folder and work.step - saved_at >= trial.hp.batches_per_round:
+                _save_pretraining(trial, UNFINISHED, work.save())
+                saved_at = work.step
+    learner.adopt_pretraining()
+    weights = learner.network.backbone.state_dict()
+    _save_pretraining(trial, BACKBONE, backbone_bytes(weights, trial.hp, trial.seed))
+    if trial.ranks.rank == 0:
+        core_context.train.report_metrics("self_supervision", 0, metrics)
+    return True, None
+
+
+def _saved_pretraining(trial: PathMNISTTrial, checkpoint: str | None) -> tuple[str, bytes] | None:
+    """What `_save_pretraining` was given last, in `checkpoint` or in the run folder, if it was."""
+    if checkpoint is not None:
+        # Something is always asked for: a storage that finds nothing takes it for an error.
+        wanted = ("metadata.json", UNFINISHED, BACKBONE)
+        with trial.context._core.checkpoint.restore_path(
+            checkpoint, core.DownloadMode.NoSharedDownload, selector=lambda name: name in wanted
+        ) as folder:
+            return _pretraining_in(folder)
+    return _pretraining_in(trial.run_folder.path) if trial.run_folder is not None else None
+
+
+def _pretraining_in(folder: Path) -> tuple[str, bytes] | None:
+    for name in (BACKBONE, UNFINISHED):
+        if (folder / name).exists():
+            return name, (folder / name).read_bytes()
+    return None
+
+
+def _save_pretraining(trial: PathMNISTTrial, name: str, content: bytes) -> None:
+    """Keep `content` as `name`, in a checkpoint of no steps or in the run folder."""
+    if trial.ranks.rank != 0:
+        return
+    if trial.run_folder is None:
+        done = {"steps_completed": 0}  # of the trainer's, which begins with the first round
+        with trial.context._core.checkpoint.store_path(done) as (folder, _):
+            (folder / name).write_bytes(content)
+        return
+    write_atomically(trial.run_folder.path / name, content)
+    if name == BACKBONE:
+        (trial.run_folder.path / UNFINISHED).unlink(missing_ok=True)
+
+
 def fit(trial: PathMNISTTrial, checkpoint: str | None) -> None:
     """Hand `trial` to Determined's trainer, from `checkpoint` on if there is one."""
+    go_on, checkpoint = pretrain(trial, checkpoint)
+    if not go_on:
+        return
     rounds, batches = len(trial.learner.query_sizes), trial.hp.batches_per_round
     # Counted from each round's beginning, not the trial's: off the cluster Determined starts to
     # count anew on a resume, and a report would sum up other batches than without one.
@@ -356,7 +470,8 @@ class _RunFolderMetrics(core.DummyTrainContext):
         self.folder.draw_learning_curve()
 
     def report_metrics(self, group: str, steps_completed: int, metrics: dict[str, Any]) -> None:
-        self.folder.record_metrics(int(metrics["round"]), metrics)
+        if "round" in metrics:  # self-supervision has none, and a file of its own
+            self.folder.record_metrics(int(metrics["round"]), metrics)
 
 
 def run_locally(arguments: argparse.Namespace) -> None:

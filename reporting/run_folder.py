@@ -6,6 +6,8 @@ metrics.csv               one row per round, all metrics
 queries.csv               round, dataset index, label and uncertainty of every labelled image
 learning_curve.png        accuracy and AUC against labels
 queried_round_*.png       what the round asked for
+self_supervision.csv      step, loss and learning rate before the first round, where asked for
+backbone.safetensors      what came of that; self_supervision.pth while it lasts
 tensorboard/              event files
 checkpoints/              the last two and the best; checkpoints.json lists them, by round
 """
@@ -126,6 +128,16 @@ class RunFolder:
         columns = list(dict.fromkeys(name for row in self._metrics.values() for name in row))
         rows = [[row.get(name, "") for name in columns] for row in self._metrics.values()]
         write_atomically(self.path / "metrics.csv", csv_text(columns, rows))
+
+    def record_self_supervision(self, metrics: Mapping[str, float]) -> None:
+        """Put `metrics`, with their `step`, into self_supervision.csv.
+
+        Steps that a kill made vain are taken again, and end the same: they replace themselves.
+        """
+        file = self.path / "self_supervision.csv"
+        rows: dict[int, Mapping[str, Any]] = {int(row["step"]): row for row in _read_csv(file)}
+        rows[int(metrics["step"])] = metrics
+        write_atomically(file, csv_text(list(metrics), [list(rows[s].values()) for s in rows]))
 
     def record_query(
         self,

@@ -26,9 +26,10 @@ from training.ranks import ALONE, Ranks
 STRATEGIES = ("random", "uncertainty_diversity")
 
 
-def build(strategy: str, ranks: Ranks = ALONE) -> tuple[ActiveLearner, ImageStore]:
+def build(strategy: str, ranks: Ranks = ALONE, **changes: Any) -> tuple[ActiveLearner, ImageStore]:
     """A learner on the digits, and an odd number of images to evaluate it on."""
-    hp = Hyperparameters.from_mapping(small_values(query_strategy=strategy, candidate_pool_size=41))
+    values = small_values(query_strategy=strategy, candidate_pool_size=41, **changes)
+    hp = Hyperparameters.from_mapping(values)
     splits = load_data(hp)
     learner = ActiveLearner(hp, splits.train, SimulatedOracle(splits.train.labels), 3, ranks)
     return learner, ImageStore(splits.val.images[:33], splits.val.labels[:33], splits.class_names)
@@ -51,6 +52,40 @@ def run_round(learner: ActiveLearner, val: ImageStore) -> dict[str, Any]:
     return {"learner": learner.state_dict(), "network": network, "metrics": metrics}
 
 
+def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Gradients of the first self-supervised step, and the network after all of them.
+
+    For the first one BatchNorm normalises by fixed statistics, so that one rank's images do not
+    change another's.
+    """
+    learner, _ = build(
+        "random",
+        ranks,
+        precision="float32",
+        self_supervised_steps=3,
+        self_supervised_batch_size=32,
+    )
+    work = learner.pretraining
+    assert work is not None
+    gradients: list[Tensor] = []
+
+    def before_step(*_: Any) -> None:
+        gradients.extend(p.grad.clone() for p in work._trained.parameters() if p.grad is not None)
+
+    hook = work._optimizer.register_step_pre_hook(before_step)
+    work._trained.eval()
+    work.train_step()
+    hook.remove()
+    work._trained.train()
+    if ranks.size > 1:
+        learner.train_network = DistributedDataParallel(learner.network)
+    learner.pretrain()
+    network = {name: value.clone() for name, value in learner.network.state_dict().items()}
+    learner.query()
+    learner.train_step()
+    return {"gradients": gradients, "network": network}
+
+
 def main(folder: Path) -> None:
     """Run every strategy to its end."""
     torch.set_num_threads(1)
@@ -65,6 +100,7 @@ def main(folder: Path) -> None:
             rounds.append(run_round(learner, val))
         content = {"rounds": rounds, "inputs": inputs}
         torch.save(content, folder / f"{strategy}-{os.environ['RANK']}.pt")
+    torch.save(learn_without_labels(ranks), folder / f"no-labels-{ranks.rank}.pt")
     torch.distributed.destroy_process_group()
 
 

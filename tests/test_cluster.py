@@ -217,11 +217,51 @@ def test_another_trials_checkpoint_gives_weights_and_no_labels(
     assert losses[0] < losses[1]
 
 
+def test_paused_and_killed_before_the_first_round_is_done(
+    make_trial: Callable[..., Trial],
+) -> None:
+    settings = {
+        "architecture": "small_cnn",
+        "rounds": 2,
+        "between_rounds": "reset",
+        "self_supervised_steps": 7,
+        "self_supervised_batch_size": 32,
+    }
+    undisturbed, trial = make_trial(**settings), make_trial(**settings)
+    finish(undisturbed)
+    master = undisturbed.master
+    (report,) = master.of_group("self_supervision")
+    assert (report.steps, report.values["step"]) == (0, 7)
+    (kept, *rounds) = [one["metadata"]["steps_completed"] for one in master.checkpoints]
+    assert (kept, rounds) == (0, [5, 10])
+    assert "backbone.safetensors" in master.checkpoints[0]["resources"]
+
+    process = trial.start(lambda request: request.path.endswith("/runs/start"))
+    assert processes.wait(process) == 0, trial.log.read_text()
+    assert trial.master.acknowledged == [trial.allocation]
+    assert "self_supervision.pth" in trial.master.checkpoints[-1]["resources"]
+    assert "step 2 of 7" in trial.log.read_text()  # within a reporting period
+    assert trial.master.reports == []
+
+    process = trial.start()
+    while len(trial.master.checkpoints) < 2:
+        assert process.is_alive(), trial.log.read_text()
+        time.sleep(0.005)
+    process.kill()
+    assert processes.wait(process) == -signal.SIGKILL
+    assert "backbone.safetensors" in trial.master.checkpoints[-1]["resources"]
+
+    finish(trial)
+    assert trial.log.read_text().count("step 7 of 7") == 1
+    assert_equal(trial, undisturbed)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"batch_size": 64}, "hyperparameters.batch_size: 64"),
         ({"label_budget": 5000}, "hyperparameters.label_budget: 5000"),  # more than there are
+        ({"pretrained_backbone": "no/file"}, "hyperparameters.pretrained_backbone: no/file"),
     ],
 )
 def test_an_invalid_hyperparameter_is_no_crash(

@@ -60,7 +60,7 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
     assert done.returncode == 0, done.stdout
     return {
         strategy: [torch.load(folder / f"{strategy}-{rank}.pt") for rank in range(RANKS)]
-        for strategy in ranks_driver.STRATEGIES
+        for strategy in (*ranks_driver.STRATEGIES, "no-labels")
     }
 
 
@@ -108,10 +108,21 @@ def test_ranks_train_together_on_the_images_of_one(
             assert torch.equal(together, tensor)
 
 
+def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, Any]]]) -> None:
+    first, second = by_rank["no-labels"]
+    assert processes.same(first, second)
+    alone = ranks_driver.learn_without_labels()["gradients"]
+    assert len(alone) == len(first["gradients"]) > 0
+    for one, together in zip(alone, first["gradients"], strict=True):
+        torch.testing.assert_close(together, one, rtol=1e-3, atol=1e-4)
+
+
 def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = torchrun(processes.SCRIPT, "--config", write_config(tmp_path), "--output-dir", run)
+    config = write_config(tmp_path, self_supervised_steps=3, self_supervised_batch_size=32)
+    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
     assert done.returncode == 0, done.stdout
+    assert done.stdout.count("learning without labels: step 3 of 3") == 1
     queries = processes.read_rows(run / "queries.csv")
     assert [row["round"] for row in queries] == ["0"] * 10 + ["1"] * 6 + ["2"] * 6
     assert len({row["index"] for row in queries}) == len(queries)

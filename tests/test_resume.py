@@ -170,6 +170,44 @@ def test_killed_at_every_kind_of_moment(config: Path, undisturbed: Path, tmp_pat
     assert not list(run.glob(".*.tmp"))
 
 
+def learning_without_labels(run: Path) -> bool:
+    return (run / "self_supervision.pth").exists() and not (run / "backbone.safetensors").exists()
+
+
+def learnt_without_labels(run: Path) -> bool:
+    return (run / "backbone.safetensors").exists() and not listed(run)
+
+
+def test_killed_before_the_first_round_is_done(tmp_path: Path) -> None:
+    values = small_values(
+        rounds=2,
+        batches_per_round=6,
+        reporting_period=3,
+        between_rounds="reset",
+        self_supervised_steps=20,
+        self_supervised_batch_size=64,
+    )
+    config = tmp_path / "small.yaml"
+    content = {"hyperparameters": values, "reproducibility": {"experiment_seed": 7}}
+    config.write_text(yaml.safe_dump(content))
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
+    log = tmp_path / "log.txt"
+    arguments: list[str | Path] = ["--config", config, "--output-dir", undisturbed]
+    assert processes.wait(processes.start(arguments, log)) == 0, log.read_text()
+    arguments = ["--config", config, "--output-dir", run]
+    for moment in (learning_without_labels, learnt_without_labels):
+        kill_at(run, arguments, moment, 0)
+        arguments = ["--resume", run]
+    said = resume(run)
+    assert "learning without labels" not in said  # that is done
+    assert processes.differences(run, undisturbed) == []
+    steps = [row["step"] for row in read_rows(run / "self_supervision.csv")]
+    assert steps == [*map(str, range(3, 20, 3)), "20"]
+    losses = [(one / "self_supervision.csv").read_bytes() for one in (run, undisturbed)]
+    assert losses[0] == losses[1]
+    assert not list(run.glob("self_supervision.pth"))
+
+
 @pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl"])
 def test_a_truncated_checkpoint_gives_way_to_the_one_before(
     finished: Path, undisturbed: Path, name: str

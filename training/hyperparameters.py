@@ -55,6 +55,10 @@ class Hyperparameters:
     pretrained: bool
     freeze_backbone: bool
     dropout: float = number(0.0, 0.95)
+    pretrained_backbone: str
+    self_supervised_steps: int = number(0)
+    self_supervised_batch_size: int = number(2)
+    self_supervised_learning_rate: float = number(1e-8, 10.0)
 
     batch_size: int = number(2)
     batches_per_round: int = number(1)
@@ -182,6 +186,13 @@ class Hyperparameters:
                 "hyperparameters.pretrained: there are no ImageNet weights for small_cnn; "
                 "set false, or another architecture"
             )
+        if self.pretrained and self.pretrained_backbone != "none":
+            raise HyperparameterError(
+                f"hyperparameters.pretrained_backbone: {self.pretrained_backbone} and pretrained: "
+                "true both say what to start from; set one of them to none or false"
+            )
+        if self.pretrained_backbone != "none" or self.self_supervised_steps:
+            return  # all of the backbone is learnt before the first round, the stem too
         if self.freeze_backbone and not self.pretrained:
             raise HyperparameterError(
                 "hyperparameters.freeze_backbone: true would keep the random weights of "

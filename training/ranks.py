@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,27 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in range(self.size)]
         torch.distributed.all_gather(parts, padded)
         return torch.cat(parts)[:count]
+
+    def gather_around(self, part: Tensor) -> Tensor:
+        """All ranks' `part`s [b, ...], one after another; gradients flow into this rank's alone."""
+        if self.size == 1:
+            return part
+        rows = len(part)
+        whole = self.gather(part.detach(), rows * self.size)
+        begin = self.rank * rows
+        return torch.cat([whole[:begin], part, whole[begin + rows :]])
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Put the sum of all ranks' gradients in place of this rank's."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        torch.distributed.all_reduce(together)
+        for gradient, values in zip(
+            gradients, together.split([g.numel() for g in gradients]), strict=True
+        ):
+            gradient.copy_(values.view_as(gradient))
 
     def agree(self, tensor: Tensor) -> Tensor:
         """The first rank's `tensor`, on every rank; all bring one of the same shape and type."""

@@ -1,0 +1,287 @@
+"""Learning without labels: views, loss, resuming, and what a run makes of the backbone."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import tools.pretrain
+from active_learning import ActiveLearner, SimulatedOracle
+from benchmarks import processes
+from data import Splits
+from tests.conftest import ROOT, SMALL, small_values
+from training.backbone_file import backbone_bytes
+from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.seeds import make_generator
+from training.self_supervision import REDUNDANCY, SelfSupervision, barlow_twins_loss
+from training.views import SMALLEST_CROP, Views, random_resized_crop
+
+Build = Callable[..., ActiveLearner]
+STEPS = {"self_supervised_steps": 6, "self_supervised_batch_size": 32}
+
+
+def weights(learner: ActiveLearner) -> dict[str, Tensor]:
+    return copy.deepcopy(learner.network.backbone.state_dict())
+
+
+def work_of(learner: ActiveLearner) -> SelfSupervision:
+    assert learner.pretraining is not None
+    return learner.pretraining
+
+
+class TestViews:
+    def test_whole_crop_is_the_image(self) -> None:
+        batch = torch.rand(3, 3, 7, 7)
+        draws = torch.tensor([1.0, 0.5, 0.3, 0.8])[:, None].expand(4, 3)
+        torch.testing.assert_close(random_resized_crop(batch, draws), batch, atol=1e-5, rtol=0)
+
+    def test_crop_is_the_part_of_the_image_that_was_drawn(self) -> None:
+        # Both images rise by one a pixel, downwards and to the right: a crop rises more slowly.
+        size = 100
+        line = torch.arange(float(size))
+        batch = torch.stack(
+            [line[:, None].expand(size, size), line[None, :].expand(size, size)]
+        ).unsqueeze(1)
+        corner = torch.tensor([0.0, 0.5, 0.0, 1.0])  # smallest, square, at the top, to the right
+        down, right = random_resized_crop(batch, corner[:, None].expand(4, 2)).squeeze(1)
+        side = size * SMALLEST_CROP**0.5
+        inner = slice(2, -2)
+        torch.testing.assert_close(
+            down.diff(dim=0)[inner, inner], torch.full((95, 96), side / size), atol=1e-3, rtol=0
+        )
+        assert down[-1, 50] == pytest.approx(side, abs=1)
+        assert right[50, 0] == pytest.approx(size - side, abs=1)
+        assert right[50, -1] == pytest.approx(size - 1, abs=1)
+
+    @pytest.mark.parametrize("channels", [1, 3])
+    def test_parts_make_up_the_batch(self, channels: int) -> None:
+        images = torch.randint(0, 256, (9, channels, 8, 8), dtype=torch.uint8)
+        indices = torch.tensor([5, 0, 3, 8])
+
+        def view(part: slice) -> Tensor:
+            return Views(True).batch(images, indices, make_generator(0, "view"), part)
+
+        whole = view(slice(None))
+        assert whole.shape == (4, channels, 8, 8)
+        assert 0 <= whole.min() <= whole.max() <= 1
+        for rank in (0, 1):
+            assert torch.equal(view(slice(rank, None, 2)), whole[rank::2])
+
+    def test_two_views_differ_and_some_are_grey(self) -> None:
+        images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8)
+        generator = make_generator(0, "view")
+        one, other = (Views(False).batch(images, torch.arange(200), generator) for _ in range(2))
+        assert not torch.equal(one, other)
+        grey = (one == one[:, :1]).flatten(1).all(1)
+        assert 20 < int(grey.sum()) < 60
+
+
+class TestLoss:
+    def test_is_the_papers_sum_over_pairs(self) -> None:
+        generator = make_generator(0, "loss")
+        one, other = torch.randn(2, 50, 4, generator=generator)
+        expected = 0.0
+        for i in range(4):
+            for j in range(4):
+                c = float(torch.corrcoef(torch.stack([one[:, i], other[:, j]]))[0, 1])
+                expected += (1 - c) ** 2 if i == j else REDUNDANCY * c**2
+        assert float(barlow_twins_loss(one, other)) == pytest.approx(expected, rel=1e-3)
+
+    def test_is_least_where_views_agree_and_numbers_do_not_repeat(self) -> None:
+        independent = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
+        assert float(barlow_twins_loss(independent, 3 * independent + 1)) < 1e-4
+        repeated = independent[:, :1].expand(4, 2)
+        assert float(barlow_twins_loss(repeated, repeated)) == pytest.approx(2 * REDUNDANCY, 0.01)
+        # Collapse, the same answer to all images, is no way out.
+        assert float(barlow_twins_loss(torch.ones(4, 2), torch.ones(4, 2))) == pytest.approx(2)
+
+
+class TestSteps:
+    def test_loss_falls_and_global_randomness_is_left_alone(self, make_learner: Build) -> None:
+        before = torch.get_rng_state()
+        learner = make_learner(
+            self_supervised_steps=60, self_supervised_batch_size=60, warmup_fraction=0.1
+        )
+        work = work_of(learner)
+        losses = []
+        while not work.finished:
+            for _ in range(10):
+                work.train_step()
+            losses.append(work.report()["loss"])
+        assert losses[-1] < 0.8 * losses[0]
+        assert torch.equal(before, torch.get_rng_state())
+
+    def test_each_pass_shows_every_image_once(self, make_learner: Build) -> None:
+        work = work_of(make_learner(self_supervised_steps=8, self_supervised_batch_size=30))
+        passes: list[list[int]] = [[], []]
+        for work.step in range(8):
+            passes[work.step // 4] += work._batch().tolist()
+        assert sorted(passes[0]) == sorted(passes[1]) == list(range(120))
+        assert passes[0] != passes[1]
+
+    def test_going_on_from_any_step_ends_the_same(self, make_learner: Build) -> None:
+        whole = make_learner(**STEPS)
+        whole.pretrain()
+        for stop in (1, 4, 6):
+            first, second = make_learner(**STEPS), make_learner(**STEPS)
+            while work_of(first).step < stop:
+                work_of(first).train_step()
+            work_of(second).load(work_of(first).save())
+            second.pretrain()
+            assert processes.same(weights(second), weights(whole)), stop
+
+    def test_state_of_other_settings_is_refused(self, make_learner: Build) -> None:
+        content = work_of(make_learner(**STEPS)).save()
+        other = make_learner(**{**STEPS, "weight_decay": 0.5})
+        with pytest.raises(HyperparameterError, match=r"weight_decay: was .* and is 0\.5 now"):
+            work_of(other).load(content)
+
+    def test_more_than_the_pool_is_refused(self, make_learner: Build) -> None:
+        with pytest.raises(HyperparameterError, match="self_supervised_batch_size: 121 is more"):
+            make_learner(self_supervised_steps=1, self_supervised_batch_size=121)
+
+
+class TestInARun:
+    def test_first_round_trains_what_was_learnt(self, make_learner: Build) -> None:
+        plain, learner = make_learner(), make_learner(**STEPS)
+        assert processes.same(weights(plain), weights(learner))
+        learner.pretrain()
+        learnt = weights(learner)
+        for name in ("0.weight", "1.running_mean"):  # convolution and BatchNorm's statistics
+            assert not torch.equal(learnt[name], weights(plain)[name])
+        head = learner.network.classifier.state_dict()
+        assert processes.same(head, plain.network.classifier.state_dict())
+        learner.query()
+        assert processes.same(weights(learner), learnt)
+        assert learner.pretraining is None
+
+    def test_reset_goes_back_to_what_was_learnt(self, make_learner: Build) -> None:
+        def go(learner: ActiveLearner, until: int) -> None:
+            while learner.step < until:
+                if learner.query_due:
+                    learner.query()
+                learner.train_step()
+
+        learner = make_learner(**STEPS, between_rounds="reset")
+        learner.pretrain()
+        learnt = weights(learner)
+        go(learner, 2)
+        resumed = make_learner(**STEPS, between_rounds="reset")
+        resumed.load_state_dict(learner.state_dict())
+        resumed.network.load_state_dict(learner.network.state_dict())
+        resumed.optimizer.load_state_dict(copy.deepcopy(learner.optimizer.state_dict()))
+        for one in (learner, resumed):
+            go(one, 3)
+            assert not processes.same(weights(one), learnt)
+            one.query()
+            assert processes.same(weights(one), learnt)
+        go(learner, 6)
+        go(resumed, 6)
+        assert processes.same(weights(learner), weights(resumed))
+
+    def test_what_was_learnt_can_be_frozen(self, make_learner: Build) -> None:
+        learner = make_learner(**STEPS, architecture="resnet18", freeze_backbone=True)
+        before = weights(learner)
+        learner.pretrain()
+        learnt = weights(learner)
+        assert not torch.equal(before["conv1.weight"], learnt["conv1.weight"])
+        learner.query()
+        learner.train_step()
+        assert processes.same(weights(learner), learnt)
+
+    def test_state_holds_no_backbone_where_weights_are_kept(self, make_learner: Build) -> None:
+        learner = make_learner(**STEPS, between_rounds="keep")
+        learner.pretrain()
+        assert "backbone" not in learner.state_dict()
+
+
+class TestFile:
+    def test_command_goes_on_and_a_run_starts_from_its_file(
+        self, tmp_path: Path, digits: Splits, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(tools.pretrain, "SAVE_EVERY", 2)
+        settings = [f"hyperparameters.{name}={value}" for name, value in SMALL.items()]
+        arguments = ["--config", str(ROOT / "configs" / "digits.yaml"), "--steps", "5"]
+        arguments += ["--set", *settings, "hyperparameters.self_supervised_batch_size=32"]
+        whole, interrupted = tmp_path / "whole.safetensors", tmp_path / "again.safetensors"
+        assert tools.pretrain.main([*arguments, "--output", str(whole)]) == 0
+
+        step = SelfSupervision.train_step
+
+        def cut_off(work: SelfSupervision) -> None:
+            if work.step == 3:
+                raise KeyboardInterrupt
+            step(work)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(SelfSupervision, "train_step", cut_off)
+            with pytest.raises(KeyboardInterrupt):
+                tools.pretrain.main([*arguments, "--output", str(interrupted)])
+        assert not interrupted.exists()
+        assert tools.pretrain.main([*arguments, "--output", str(interrupted)]) == 0
+        assert processes.same(load_file(interrupted), load_file(whole))
+        assert {path.name for path in tmp_path.iterdir()} == {whole.name, interrupted.name}
+
+        values = small_values(**{**STEPS, "self_supervised_steps": 5})
+        learner = ActiveLearner(
+            Hyperparameters.from_mapping(values),
+            digits.train,
+            SimulatedOracle(digits.train.labels),
+            0,
+        )
+        learner.pretrain()
+        started = ActiveLearner(
+            Hyperparameters.from_mapping(small_values(pretrained_backbone=str(whole))),
+            digits.train,
+            SimulatedOracle(digits.train.labels),
+            0,
+        )
+        assert processes.same(weights(started), weights(learner))
+
+    def test_what_does_not_fit_is_refused_in_one_line(
+        self, tmp_path: Path, make_learner: Build
+    ) -> None:
+        learner = make_learner()
+        file = tmp_path / "backbone.safetensors"
+        content = backbone_bytes(weights(learner), learner.hp, 0)
+        file.write_bytes(content)
+        for changes, damage, message in (
+            ({"architecture": "resnet18"}, content, "another network .architecture small_cnn"),
+            ({}, content[:-9], "cannot be read"),
+            ({}, b"", "cannot be read"),
+        ):
+            file.write_bytes(damage)
+            with pytest.raises(HyperparameterError, match=message) as error:
+                make_learner(pretrained_backbone=str(file), **changes)
+            assert "\n" not in str(error.value)
+        with pytest.raises(HyperparameterError, match="No such file"):
+            make_learner(pretrained_backbone=str(tmp_path / "none"))
+
+    def test_two_starts_are_refused(self) -> None:
+        changes: dict[str, Any] = {"pretrained": True, "architecture": "resnet18"}
+        with pytest.raises(HyperparameterError, match="pretrained_backbone: x and pretrained"):
+            Hyperparameters.from_mapping(small_values(**changes, pretrained_backbone="x"))
+
+
+def test_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    arguments = ["--config", str(ROOT / "configs" / "digits.yaml"), "--output"]
+    for more, message in (
+        ([str(there)], f"error: --output {there}: exists; name a new file\n"),
+        ([str(there / "x")], f"error: --output {there / 'x'}: no folder {there}; make it first\n"),
+        ([str(tmp_path / "x")], "error: --steps: 0 of them make no backbone"),
+        (
+            [str(tmp_path / "x"), "--steps", "-1"],
+            "error: hyperparameters.self_supervised_steps: -1",
+        ),
+    ):
+        assert tools.pretrain.main([*arguments, *more]) == 2
+        assert capsys.readouterr().err.startswith(message)

@@ -1,0 +1,91 @@
+"""Learns a backbone from all training images without their labels, for later runs to start from.
+
+    python -m tools.pretrain --config configs/bloodmnist.yaml --steps 2000 \\
+        --output blood.safetensors
+    python model_def.py --config configs/bloodmnist.yaml \\
+        --set hyperparameters.pretrained_backbone=blood.safetensors
+
+Everything but the number of steps comes from the configuration. The state is kept beside the
+output now and then; after Ctrl-C or a kill the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from active_learning import ActiveLearner, SimulatedOracle
+from reporting.files import write_atomically
+from tools.run_reader import RunError, one_line_errors
+from training.backbone_file import backbone_bytes
+from training.experiment_config import ConfigError, load, override, sample
+from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.loading import load_data
+
+SAVE_EVERY = 200  # steps
+
+
+def pretrain(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    output: Path = arguments.output
+    if output.exists():
+        raise RunError(f"--output {output}: exists; name a new file")
+    if not output.parent.is_dir():
+        raise RunError(f"--output {output}: no folder {output.parent}; make it first")
+    config = override(load(arguments.config), arguments.set)
+    seed = int(config["reproducibility"]["experiment_seed"])
+    values, _ = sample(config["hyperparameters"], seed)
+    if arguments.steps is not None:
+        values["self_supervised_steps"] = arguments.steps
+    if arguments.data_dir is not None:
+        values["data_dir"] = str(arguments.data_dir)
+    hp = Hyperparameters.from_mapping(values)
+    splits = load_data(hp)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    train = splits.train.to(device)
+    learner = ActiveLearner(hp, train, SimulatedOracle(splits.train.labels), seed)
+    work = learner.pretraining
+    if work is None:
+        raise RunError("--steps: 0 of them make no backbone; give some, such as --steps 2000")
+    partial = output.with_name(f".{output.name}.part")
+    if partial.exists():
+        work.load(partial.read_bytes())
+        print(f"going on from step {work.step}, which {partial} holds")
+    with tqdm(
+        total=hp.self_supervised_steps, initial=work.step, unit="step", leave=False, disable=None
+    ) as bar:
+        while not work.finished:
+            work.train_step()
+            bar.update()
+            if work.step % hp.reporting_period == 0 or work.finished:
+                print(f"step {work.step} of {bar.total}, loss {work.report()['loss']:.4f}")
+            if work.step % SAVE_EVERY == 0 and not work.finished:
+                write_atomically(partial, work.save())
+    write_atomically(output, backbone_bytes(work.backbone, hp, seed))
+    partial.unlink(missing_ok=True)
+    print(f"written: {output}; start from it by hyperparameters.pretrained_backbone")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True, metavar="YAML")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--data-dir", type=Path, help="in place of hyperparameters.data_dir")
+    parser.add_argument("--steps", type=int, help="in place of self_supervised_steps")
+    parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
+    arguments = parser.parse_args(argv)
+    try:
+        return one_line_errors(lambda: pretrain(arguments))
+    except (ConfigError, HyperparameterError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
