@@ -159,7 +159,7 @@ class TestQuery:
         assert torch.equal(before, torch.get_rng_state())
 
     def test_scores_are_those_of_a_plain_evaluation(self, make_learner: Build) -> None:
-        learner = make_learner(uncertainty="softmax", query_strategy="margin")
+        learner = make_learner(uncertainty="softmax", query_strategy="margin", precision="float32")
         learner.query()
         train_round(learner)
         scores = learner._score(1)
