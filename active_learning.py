@@ -23,6 +23,7 @@ from training.augmentation import Augmentation
 from training.backbone_file import read_backbone
 from training.balance import balanced_order, class_weights, weighted_cross_entropy
 from training.hyperparameters import Hyperparameters
+from training.label_noise import noisy_labels
 from training.metrics import TrainingMeter, classification_metrics
 from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
 from training.precision import compute_dtype
@@ -98,13 +99,31 @@ class LabeledPool:
 
 
 class SimulatedOracle:
-    """Stands in for the annotator: the only one who sees hidden labels (int64 [N])."""
+    """Stands in for the annotator: the only one who sees hidden labels.
 
-    def __init__(self, labels: Tensor) -> None:
+    Args:
+        labels: the true ones, int64 [N].
+        answers: what it says of each image, right or wrong, int64 [N]; None: the truth.
+    """
+
+    def __init__(self, labels: Tensor, answers: Tensor | None = None) -> None:
         self._labels = labels.cpu()
+        self._answers = self._labels if answers is None else answers.cpu()
+
+    @classmethod
+    def of_trial(cls, hp: Hyperparameters, train: ImageStore, seed: int) -> SimulatedOracle:
+        """The annotator of a trial, as often wrong as its hyperparameters say."""
+        answers = None
+        if hp.label_noise:
+            answers = noisy_labels(train, hp.label_noise, hp.label_noise_kind, seed)
+        return cls(train.labels, answers)
 
     def __call__(self, indices: Tensor) -> Tensor:
-        """Labels int64 [k] of the images at dataset `indices`."""
+        """Labels int64 [k], as given, of the images at dataset `indices`; always the same."""
+        return self._answers[indices]
+
+    def truth(self, indices: Tensor) -> Tensor:
+        """The true labels, int64 [k], for reports only: nothing may be trained or chosen by it."""
         return self._labels[indices]
 
 
@@ -115,9 +134,12 @@ class Query:
     round: int
     indices: Tensor  # int64 [k], dataset indices, as the strategy ordered them
     labels: Tensor  # int64 [k], the oracle's answers
+    true_labels: Tensor  # int64 [k]; other than the answers where the oracle was wrong
     uncertainty: Tensor | None  # float32 [k], predictive entropy in nats; None: nothing was scored
     candidates_uncertainty: float | None  # mean over all candidates, nats
     seconds: float
+    wrong_labels: int  # among all labels given so far, this query's included
+    annotation_minutes: float  # the annotator's, for all of them
 
     def metrics(self, labelled: Tensor, class_names: tuple[str, ...]) -> dict[str, float]:
         """Numbers for the report; `labelled` holds all labels given so far, int64 [m].
@@ -130,6 +152,8 @@ class Query:
             "round": self.round,
             "query_size": len(self.indices),
             "labeled_samples": len(labelled),
+            "wrong_labels": self.wrong_labels,
+            "annotation_minutes": self.annotation_minutes,
             "query_seconds": self.seconds,
             "class_imbalance": float(totals.max() / totals.min().clamp(min=1)),
         }
@@ -227,6 +251,11 @@ class ActiveLearner:
         """Whether rounds, budget or pool are used up."""
         return self.round >= len(self.query_sizes)
 
+    @property
+    def annotation_minutes(self) -> float:
+        """The annotator's time for all labels of the pool so far; validation labels not counted."""
+        return len(self.pool.labelled) * self.hp.seconds_per_label / 60
+
     # --- learn without labels --------------------------------------------------------------
 
     def pretrain(self) -> None:
@@ -271,7 +300,19 @@ class ActiveLearner:
             positions = torch.searchsorted(scores.candidates, indices.to(self.device))
             uncertainty, mean = entropy[positions].cpu(), float(entropy.mean())
         seconds = time.perf_counter() - started
-        return Query(round_, indices, labels, uncertainty, mean, seconds)
+        labelled = self.pool.labelled
+        wrong = self.pool.labels[labelled] != self._oracle.truth(labelled)
+        return Query(
+            round=round_,
+            indices=indices,
+            labels=labels,
+            true_labels=self._oracle.truth(indices),
+            uncertainty=uncertainty,
+            candidates_uncertainty=mean,
+            seconds=seconds,
+            wrong_labels=int(wrong.sum()),
+            annotation_minutes=self.annotation_minutes,
+        )
 
     def _candidates(self, round_: int) -> Tensor:
         """Dataset indices to choose among, ascending: all unlabelled, or a random part of them."""

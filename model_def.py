@@ -82,10 +82,9 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
         self.class_names = splits.class_names
         self.pool_images = splits.train.images
+        oracle = SimulatedOracle.of_trial(self.hp, splits.train, self.seed)
         with _refused_as_invalid_hp():
-            self.learner = ActiveLearner(
-                self.hp, train, SimulatedOracle(splits.train.labels), self.seed, self.ranks, _bar
-            )
+            self.learner = ActiveLearner(self.hp, train, oracle, self.seed, self.ranks, _bar)
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -148,6 +147,7 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         done = {
             "round": self.learner.pool.rounds - 1,
             "labeled_samples": len(self.learner.pool.labelled),
+            "annotation_minutes": self.learner.annotation_minutes,
         }
         test = _prefixed("test", self.learner.evaluate(self.test))
         val = _prefixed("val", self.learner.evaluate(self.val))
@@ -172,6 +172,7 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
                 query.round,
                 query.indices,
                 query.labels,
+                query.true_labels,
                 query.uncertainty,
                 images,
                 self.class_names,

@@ -45,7 +45,7 @@ def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[s
     splits = load_data(hp, arguments.data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, val = splits.train.to(device), splits.val.to(device)
-    oracle = SimulatedOracle(splits.train.labels)
+    oracle = SimulatedOracle.of_trial(hp, splits.train, arguments.seed)
     learner = ActiveLearner(hp, train, oracle, arguments.seed)
     if recipe == "sgd":
         groups = [

@@ -3,7 +3,8 @@
 config.yaml               the experiment configuration used, searched values drawn
 run.json                  data set, seed, versions: what a resumed run must agree with
 metrics.csv               one row per round, all metrics
-queries.csv               round, dataset index, label and uncertainty of every labelled image
+queries.csv               round, dataset index, label given, true label and uncertainty of every
+                          labelled image
 learning_curve.png        accuracy and AUC against labels
 queried_round_*.png       what the round asked for
 self_supervision.csv      step, loss and learning rate before the first round, where asked for
@@ -31,7 +32,7 @@ from reporting.figures import contact_sheet, learning_curve
 from reporting.files import csv_text, write_atomically
 
 FORMAT = 1
-QUERY_COLUMNS = ("round", "index", "label", "class", "uncertainty")
+QUERY_COLUMNS = ("round", "index", "label", "class", "true_label", "uncertainty")
 
 logger = logging.getLogger(__name__)
 
@@ -144,6 +145,7 @@ class RunFolder:
         round_: int,
         indices: Tensor,
         labels: Tensor,
+        true_labels: Tensor,
         uncertainty: Tensor | None,
         images: Tensor,
         class_names: tuple[str, ...],
@@ -151,13 +153,18 @@ class RunFolder:
         """Add a round's query to queries.csv and draw it.
 
         Args:
-            indices, labels: int64 [k]; uncertainty: float [k], nats, or None.
+            indices, labels, true_labels: int64 [k]; labels are as given, which may be wrong.
+            uncertainty: float [k], nats, or None.
             images: uint8 [k, C, H, W], the queried ones.
         """
         values = [""] * len(indices) if uncertainty is None else uncertainty.tolist()
-        for index, label, value in zip(indices.tolist(), labels.tolist(), values, strict=True):
+        for index, label, truth, value in zip(
+            indices.tolist(), labels.tolist(), true_labels.tolist(), values, strict=True
+        ):
             text = value if value == "" else f"{value:.6f}"
-            self._queries.append((str(round_), str(index), str(label), class_names[label], text))
+            self._queries.append(
+                (str(round_), str(index), str(label), class_names[label], str(truth), text)
+            )
         write_atomically(self.path / "queries.csv", csv_text(QUERY_COLUMNS, self._queries))
         picture = contact_sheet(images, labels, class_names, f"Round {round_}: queried images")
         write_atomically(self.path / f"queried_round_{round_:02d}.png", picture)
@@ -186,7 +193,7 @@ class RunFolder:
                 name: _number(text) for name, text in row.items() if text != ""
             }
         self._queries = [
-            tuple(row[name] for name in QUERY_COLUMNS)
+            tuple(row.get(name, "") for name in QUERY_COLUMNS)
             for row in _read_csv(self.path / "queries.csv")
         ]
         file = self.path / "checkpoints.json"

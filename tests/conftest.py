@@ -96,9 +96,7 @@ def make_learner(digits: Splits) -> Callable[..., ActiveLearner]:
 
     def build(seed: int = 0, **changes: Any) -> ActiveLearner:
         train = part(digits.train, 120)
-        oracle = SimulatedOracle(train.labels)
-        return ActiveLearner(
-            Hyperparameters.from_mapping(small_values(**changes)), train, oracle, seed
-        )
+        hp = Hyperparameters.from_mapping(small_values(**changes))
+        return ActiveLearner(hp, train, SimulatedOracle.of_trial(hp, train, seed), seed)
 
     return build

@@ -28,10 +28,11 @@ STRATEGIES = ("random", "uncertainty_diversity")
 
 def build(strategy: str, ranks: Ranks = ALONE, **changes: Any) -> tuple[ActiveLearner, ImageStore]:
     """A learner on the digits, and an odd number of images to evaluate it on."""
-    values = small_values(query_strategy=strategy, candidate_pool_size=41, **changes)
-    hp = Hyperparameters.from_mapping(values)
+    values = {"query_strategy": strategy, "candidate_pool_size": 41, "label_noise": 0.2, **changes}
+    hp = Hyperparameters.from_mapping(small_values(**values))
     splits = load_data(hp)
-    learner = ActiveLearner(hp, splits.train, SimulatedOracle(splits.train.labels), 3, ranks)
+    oracle = SimulatedOracle.of_trial(hp, splits.train, 3)
+    learner = ActiveLearner(hp, splits.train, oracle, 3, ranks)
     return learner, ImageStore(splits.val.images[:33], splits.val.labels[:33], splits.class_names)
 
 

@@ -26,11 +26,13 @@ LABELS = (10, 16, 22)  # after each round
 GROUPS = {
     "training": {"loss", "accuracy", "learning_rate", "round", "epochs", "batches"},
     "validation": {
-        "val_loss", "val_accuracy", "val_auc", "round", "labeled_samples", "epochs", "batches",
+        "val_loss", "val_accuracy", "val_auc", "round", "labeled_samples", "annotation_minutes",
+        "epochs", "batches",
     },
     "test": {"test_loss", "test_accuracy", "test_auc", "round", "labeled_samples"},
     "active_learning": {
-        "round", "query_size", "labeled_samples", "query_seconds", "class_imbalance", "queried_0",
+        "round", "query_size", "labeled_samples", "wrong_labels", "annotation_minutes",
+        "query_seconds", "class_imbalance", "queried_0",
     },
 }  # fmt: skip
 

@@ -34,6 +34,8 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         batches_per_round=5,
         reporting_period=2,
         candidate_pool_size=0,
+        label_noise=0.2,
+        label_noise_kind="confusion",
     )
     content = {"hyperparameters": values, "reproducibility": {"experiment_seed": 7}}
     path = tmp_path_factory.mktemp("config") / "small.yaml"

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from backbones import ArchitectureError
 from query_strategies import get_strategy
 from resnet_custom import RESNETS, check_architecture
+from training.label_noise import KINDS
 
 
 class HyperparameterError(ValueError):
@@ -83,6 +84,10 @@ class Hyperparameters:
     between_rounds: str = choice("keep", "shrink_and_perturb", "reset")
     shrink_factor: float = number(0.0, 1.0)
     perturb_scale: float = number(0.0, 1.0)
+
+    label_noise: float = number(0.0, 1.0)
+    label_noise_kind: str = choice(*KINDS)
+    seconds_per_label: float = number(0.0)
 
     query_strategy: str
     uncertainty: str = choice("mc_dropout", "softmax")
