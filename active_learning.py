@@ -1,14 +1,15 @@
 """The active-learning loop: query -> label -> train -> evaluate, round after round.
 
 Plain PyTorch. `run`, at the end, is the whole algorithm; Determined's trainer (model_def.py) calls
-the same three methods of `ActiveLearner` - `query`, `train_step`, `evaluate` - in the same order.
+the same methods of `ActiveLearner` - `query`, `train_step`, `evaluate`, `end_round` - in the same
+order.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from training.precision import compute_dtype
 from training.ranks import ALONE, Ranks
 from training.seeds import make_generator
 from training.self_supervision import SelfSupervision
+from training.stopping import RoundResult, StopReason, reason_to_stop
 
 UNLABELLED = -1
 Bar = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -201,6 +203,7 @@ class ActiveLearner:
         self.pool = LabeledPool(len(train))
         self.query_sizes = hp.query_sizes(len(train))
         self.step = 0  # optimizer steps so far, over all rounds
+        self.results: list[RoundResult] = []  # of all rounds that have ended
         self.device = train.images.device
         self.meter = TrainingMeter(self.device)
         self._train = train
@@ -217,6 +220,8 @@ class ActiveLearner:
         self.compute_dtype = compute_dtype(hp.precision, self.device)
         self._planned_round = -1  # the round that `_batches` and `_targets` are for
         self._backbone: dict[str, Tensor] | None = None  # pre-trained, for every fresh network
+        # Scores of the next query, and the seconds they took, where a rule had to see them first.
+        self._ahead: tuple[PoolScores, float] | None = None
 
         self.network = self._fresh_network(0)
         if hp.pretrained_backbone != "none":
@@ -248,8 +253,13 @@ class ActiveLearner:
 
     @property
     def finished(self) -> bool:
-        """Whether rounds, budget or pool are used up."""
-        return self.round >= len(self.query_sizes)
+        """Whether rounds or budget are used up, or another rule has ended the run."""
+        return self.round >= len(self.query_sizes) or self.stop_reason is not None
+
+    @property
+    def stop_reason(self) -> StopReason | None:
+        """Why no further round begins; None where one does, or where the last has yet to end."""
+        return reason_to_stop(self.hp, self.query_sizes, self.results)
 
     @property
     def annotation_minutes(self) -> float:
@@ -283,7 +293,8 @@ class ActiveLearner:
         """Choose this round's images, have them labelled, and ready the network to learn them."""
         started = time.perf_counter()
         round_ = self.round
-        scores = self._score(round_)
+        scores, spent = self._ahead or (self._score(round_), 0.0)
+        self._ahead = None
         generator = self._generator("query", round_)
         # The first round has no trained network to ask: its images are drawn at random.
         strategy = self._strategy if round_ > 0 else self._initial_strategy
@@ -299,7 +310,7 @@ class ActiveLearner:
             entropy = predictive_entropy(scores.probabilities)
             positions = torch.searchsorted(scores.candidates, indices.to(self.device))
             uncertainty, mean = entropy[positions].cpu(), float(entropy.mean())
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - started + spent
         labelled = self.pool.labelled
         wrong = self.pool.labels[labelled] != self._oracle.truth(labelled)
         return Query(
@@ -326,10 +337,11 @@ class ActiveLearner:
 
     @torch.inference_mode()
     def _score(self, round_: int) -> PoolScores:
-        """One sweep over the candidates: what the strategy asks for, and nothing more."""
+        """One sweep over the candidates: what strategy and stopping rules ask for, no more."""
         candidates = self._candidates(round_)
         strategy = self._strategy
-        if round_ == 0 or not (strategy.probabilities or strategy.embeddings):
+        asked = strategy.probabilities or strategy.embeddings or self.hp.stop_below_uncertainty
+        if round_ == 0 or not asked:
             return PoolScores(candidates, None, None, None)
         masks = torch.ones(1, self.network.embedding_size, device=self.device)
         if self.hp.uncertainty == "mc_dropout":
@@ -484,14 +496,36 @@ class ActiveLearner:
         logits = torch.cat([self.network.head(block) for block in blocks])
         return classification_metrics(self._ranks.gather(logits, len(store)), store.labels)
 
+    def end_round(self, val: Mapping[str, float]) -> StopReason | None:
+        """Note what the round left behind; why the run is over now, or None.
+
+        Args:
+            val: what `evaluate` found on the validation split.
+        """
+        round_ = self.pool.rounds - 1
+        found = [val["loss"], val["accuracy"]]
+        if self.hp.stop_below_uncertainty and round_ + 1 < len(self.query_sizes):
+            started = time.perf_counter()
+            scores = self._score(round_ + 1)
+            assert scores.probabilities is not None
+            found.append(float(predictive_entropy(scores.probabilities).mean()))
+            self._ahead = (scores, time.perf_counter() - started)
+        # All ranks have to stop together, so none may be a last digit off.
+        values = torch.tensor(found, dtype=torch.float64, device=self.device)
+        loss, accuracy, *uncertainty = self._ranks.agree(values).tolist()
+        # A round that is evaluated again, after an interruption, takes its own place.
+        self.results[round_:] = [RoundResult(loss, accuracy, *(uncertainty or [None]))]
+        return self.stop_reason
+
     # --- state -----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """All state but the weights and the optimizer's: tensors and a number.
+        """All state but the weights and the optimizer's: tensors and plain numbers.
 
         A pre-trained backbone is in it where rounds still to come begin from it.
         """
-        state = {"step": self.step, **self.pool.state_dict()}
+        results = [list(astuple(result)) for result in self.results]
+        state = {"step": self.step, "results": results, **self.pool.state_dict()}
         if self._backbone is not None and self.hp.between_rounds != "keep":
             state["backbone"] = self._backbone
         return state
@@ -500,12 +534,14 @@ class ActiveLearner:
         """Go on where `state_dict` was taken; weights and optimizer are restored elsewhere."""
         self.pool.load_state_dict(state)
         self.step = state["step"]
+        self.results = [RoundResult(*result) for result in state["results"]]
         self._planned_round = -1
         if "backbone" in state:
             self._backbone = {
                 name: value.to(self.device) for name, value in state["backbone"].items()
             }
         self.pretraining = None  # it lies behind every such state
+        self._ahead = None
 
     def _fresh_network(self, round_: int) -> SplitNetwork:
         generator = make_generator(self._seed, "weights", round_)
@@ -538,4 +574,6 @@ def run(
         query = learner.query()
         for _ in range(learner.hp.batches_per_round):
             learner.train_step()
-        yield query, learner.evaluate(val), learner.evaluate(test)
+        val_metrics = learner.evaluate(val)
+        learner.end_round(val_metrics)
+        yield query, val_metrics, learner.evaluate(test)

@@ -39,6 +39,7 @@ from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
 from training.ranks import Ranks
 from training.seeds import make_generator
+from training.stopping import StopReason
 
 logger = logging.getLogger("active_learning")
 
@@ -150,7 +151,8 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             "annotation_minutes": self.learner.annotation_minutes,
         }
         test = _prefixed("test", self.learner.evaluate(self.test))
-        val = _prefixed("val", self.learner.evaluate(self.val))
+        found = self.learner.evaluate(self.val)
+        val = _prefixed("val", found)
         self.report("test", {**test, **done})
         if self.ranks.rank == 0:
             logger.info(
@@ -160,7 +162,20 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
                 done["labeled_samples"], val["val_loss"], val["val_accuracy"], val["val_auc"],
                 test["test_accuracy"], time.perf_counter() - self.round_started,
             )  # fmt: skip
+        reason = self.learner.end_round(found)
+        if reason is not None:
+            self.report_end(reason)
         return {**val, **done}
+
+    def report_end(self, reason: StopReason) -> None:
+        """Say why the run is over, and have the trainer stop where it would go on."""
+        if self.ranks.rank == 0:
+            logger.info("the run is over: %s", reason.text)
+            train = self.context._core.train
+            said = {"stopped_by": reason.rule, "stop_reason": reason.text}
+            train.set_metadata({**(train.get_metadata() or {}), **said})
+        if len(self.learner.results) < len(self.learner.query_sizes):
+            self.context.set_stop_requested(True)
 
     def report_query(self, query: Query) -> None:
         """Report what a round asked for, and draw it where there is a run folder."""
@@ -246,6 +261,16 @@ class _Callback(pytorch.PyTorchCallback):
         if not self.warm_start:
             self.trial.learner.load_state_dict(state_dict)
 
+    def on_training_start(self) -> None:
+        reason = self.trial.learner.stop_reason
+        if reason is None:
+            return
+        # Killed after the last checkpoint and before anybody heard that it was the last.
+        if self.trial.ranks.rank == 0:
+            logger.info("nothing left to do: the run is finished (%s)", reason.text)
+        self._record_end()
+        raise _AlreadyFinishedError
+
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
         # Determined saves numpy's random state as an array, which torch.load(weights_only=True),
         # the way that torch loads from 2.6 on, refuses. It takes plain numbers in any version.
@@ -272,6 +297,20 @@ class _Callback(pytorch.PyTorchCallback):
         if self.trial.run_folder is not None:
             round_ = self.trial.learner.pool.rounds - 1
             self.trial.run_folder.record_checkpoint(uuid, round_, self.val_loss)
+            self._record_end()
+
+    def _record_end(self) -> None:
+        """Have the run folder say that its last checkpoint is the end, if it is."""
+        folder, learner = self.trial.run_folder, self.trial.learner
+        if folder is not None and learner.stop_reason is not None:
+            labels = len(learner.pool.labelled)
+            folder.record_end(
+                self.last_checkpoint, learner.stop_reason, len(learner.results), labels
+            )
+
+
+class _AlreadyFinishedError(Exception):
+    """Leaves the trainer before its first step: the checkpoint is the end of its run."""
 
 
 class TrainingDivergedError(RuntimeError):
@@ -421,14 +460,15 @@ def fit(trial: PathMNISTTrial, checkpoint: str | None) -> None:
         step for step in range(1, rounds * batches + 1)
         if step % batches % trial.hp.reporting_period == 0
     }  # fmt: skip
-    pytorch.Trainer(trial, trial.context).fit(
-        max_length=pytorch.Epoch(rounds),
-        validation_period=pytorch.Epoch(1),
-        checkpoint_period=pytorch.Epoch(1),
-        checkpoint_policy="none",
-        reporting_period=pytorch.Batch(reports),
-        latest_checkpoint=checkpoint,
-    )
+    with contextlib.suppress(_AlreadyFinishedError):
+        pytorch.Trainer(trial, trial.context).fit(
+            max_length=pytorch.Epoch(rounds),
+            validation_period=pytorch.Epoch(1),
+            checkpoint_period=pytorch.Epoch(1),
+            checkpoint_policy="none",
+            reporting_period=pytorch.Batch(reports),
+            latest_checkpoint=checkpoint,
+        )
 
 
 def run_on_cluster(info: det.ClusterInfo) -> None:
@@ -452,6 +492,12 @@ class _RunFolderMetrics(core.DummyTrainContext):
 
     def report_progress(self, progress: float) -> None:
         pass
+
+    def get_metadata(self) -> None:
+        pass
+
+    def set_metadata(self, metadata: dict[str, Any]) -> None:
+        pass  # The run folder says why the run is over when its last checkpoint is written.
 
     def upload_tensorboard_files(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -491,21 +537,26 @@ def run_locally(arguments: argparse.Namespace) -> None:
     folder: RunFolder | None = None
     checkpoint: str | None = None
     done = 0
+    reason: str | None = None
     if chief:
         folder = resumed or RunFolder.create(_new_folder(arguments), config)
         checkpoint = folder.latest_checkpoint()
         done = _rounds_done(folder, checkpoint)
+        reason = folder.reason_of_end(checkpoint)
         logger.info("run folder: %s", folder.path)
     # The first rank alone looks after the folder; the others hear from it.
-    start = (folder.path, checkpoint, done) if folder else None
+    start = (folder.path, checkpoint, done, reason) if folder else None
     if distributed is not None:
         start = distributed.broadcast(start)
     assert start is not None
-    path, checkpoint, done = start
-    rounds = len(hp.query_sizes(hp.label_budget))
-    if done >= rounds:
+    path, checkpoint, done, reason = start
+    if reason is not None:
         if chief:
-            logger.info("nothing left to do: the run is finished, %d of %d rounds", done, rounds)
+            rounds = len(hp.query_sizes(hp.label_budget))
+            logger.info(
+                "nothing left to do: the run is finished, %d of %d rounds (%s)",
+                done, rounds, reason,
+            )  # fmt: skip
         return
     seed = config["reproducibility"]["experiment_seed"]
     with (

@@ -1,7 +1,8 @@
 """The folder that a run off the cluster writes, and goes on from.
 
 config.yaml               the experiment configuration used, searched values drawn
-run.json                  data set, seed, versions: what a resumed run must agree with
+run.json                  data set, seed, versions: what a resumed run must agree with; at the end,
+                          why it ended
 metrics.csv               one row per round, all metrics
 queries.csv               round, dataset index, label given, true label and uncertainty of every
                           labelled image
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from reporting.figures import contact_sheet, learning_curve
 from reporting.files import csv_text, write_atomically
+from training.stopping import StopReason
 
 FORMAT = 1
 QUERY_COLUMNS = ("round", "index", "label", "class", "true_label", "uncertainty")
@@ -121,6 +123,30 @@ class RunFolder:
                     "resume with what the run was started with"
                 )
 
+    def record_end(self, uuid: str, reason: StopReason, rounds: int, labels: int) -> None:
+        """Note in run.json that the run ended with checkpoint `uuid`, and why."""
+        end = {
+            "stopped_by": reason.rule,
+            "reason": reason.text,
+            "rounds": rounds,
+            "labeled_samples": labels,
+            "checkpoint": uuid,
+        }
+        self._write_end(end)
+
+    def reason_of_end(self, uuid: str | None) -> str | None:
+        """Why the run ended with checkpoint `uuid`; None if that is not its end."""
+        file = self.path / "run.json"
+        end = json.loads(file.read_text(encoding="utf-8")).get("end") if file.exists() else None
+        return str(end["reason"]) if end and end["checkpoint"] == uuid else None
+
+    def _write_end(self, end: Mapping[str, Any] | None) -> None:
+        file = self.path / "run.json"
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content.get("end") != end:
+            content["end"] = end
+            write_atomically(file, json.dumps(content, indent=2) + "\n")
+
     # --- tables and pictures ---------------------------------------------------------------
 
     def record_metrics(self, round_: int, metrics: Mapping[str, Any]) -> None:
@@ -183,6 +209,7 @@ class RunFolder:
         self._metrics = {r: row for r, row in self._metrics.items() if r < rounds}
         self._queries = [row for row in self._queries if int(row[0]) < rounds]
         self.checkpoint_entries = [e for e in self.checkpoint_entries if e["round"] < rounds]
+        self._write_end(None)
         self._delete_unlisted()
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()

@@ -81,6 +81,7 @@ class FakeMaster:
         self.refused: list[str] = []  # what the real master would not have known or accepted
         self.reports: list[Report] = []
         self.checkpoints: list[dict[str, Any]] = []
+        self.metadata: dict[str, Any] = {}  # of the trial, as a user sees it
         self.acknowledged: list[str] = []  # allocations that have acknowledged preemption
         self._preempt_at: Condition = None
         self._preempted: str | None = None  # the allocation that is asked to stop
@@ -142,6 +143,8 @@ class FakeMaster:
             ("POST", r"/api/v1/trials/1/metrics", self._metrics),
             ("POST", r"/api/v1/trials/1/(?:runner/metadata|progress|early_exit)", self._noted),
             ("GET", r"/api/v1/trials/1", self._trial),
+            ("GET", r"/api/v1/runs/1/metadata", self._metadata),
+            ("POST", r"/api/v1/runs/1/metadata", self._metadata),
             ("POST", r"/api/v1/checkpoints", self._checkpoint),
             ("POST", r"/api/v1/allocations/[^/]+/signals/ack_preemption", self._acknowledge),
             (
@@ -199,6 +202,11 @@ class FakeMaster:
     def _best_validation(self, request: Request) -> tuple[int, dict[str, Any]]:
         losses = [report.values["val_loss"] for report in self.of_group("validation")]
         return (200, {"metric": min(losses)}) if losses else (404, {"message": "none yet"})
+
+    def _metadata(self, request: Request) -> tuple[int, dict[str, Any]]:
+        if request.method == "POST":
+            self.metadata = request.body["metadata"]
+        return 200, {"metadata": self.metadata}
 
     def _checkpoint(self, request: Request) -> tuple[int, dict[str, Any]]:
         self.checkpoints.append(request.body)

@@ -138,6 +138,15 @@ def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
     assert "nothing left to do" in log.read_text()
 
 
+def test_ranks_stop_together(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = write_config(tmp_path, stop_below_uncertainty=10.0)
+    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("the run is over: the pool's mean uncertainty") == 1
+    assert [row["round"] for row in processes.read_rows(run / "metrics.csv")] == ["0"]
+
+
 def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

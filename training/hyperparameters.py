@@ -85,6 +85,10 @@ class Hyperparameters:
     shrink_factor: float = number(0.0, 1.0)
     perturb_scale: float = number(0.0, 1.0)
 
+    stop_at_val_accuracy: float = number(0.0, 1.0)
+    stop_after_rounds_without_gain: int = number(0)
+    stop_below_uncertainty: float = number(0.0)
+
     label_noise: float = number(0.0, 1.0)
     label_noise_kind: str = choice(*KINDS)
     seconds_per_label: float = number(0.0)
