@@ -112,7 +112,7 @@ def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]
     name = "random" if strategy == ALL_LABELS else strategy
     hp = Hyperparameters.from_mapping({**values, "query_strategy": name, "seed": seed})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    oracle = SimulatedOracle(splits.train.labels)
+    oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
     learner = ActiveLearner(hp, splits.train.to(device), oracle, seed)
     val, test = splits.val.to(device), splits.test.to(device)
     started = time.perf_counter()
