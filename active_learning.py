@@ -17,13 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import ImageStore, channel_statistics, normalise
+from data import ImageStore, channel_statistics
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
 from training.backbone_file import read_backbone
 from training.balance import balanced_order, class_weights, weighted_cross_entropy
 from training.hyperparameters import Hyperparameters
+from training.inference import Inference, query_passes
 from training.label_noise import noisy_labels
 from training.metrics import TrainingMeter, classification_metrics
 from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
@@ -213,9 +214,7 @@ class ActiveLearner:
         self._progress = progress
         self._strategy = get_strategy(hp.query_strategy, hp.prefilter_factor)
         self._initial_strategy = get_strategy("random", hp.prefilter_factor)
-        self._augmentation = Augmentation(
-            hp.flips_and_rotations, hp.crop_padding, hp.colour_jitter, hp.stain_jitter
-        )
+        self._augmentation = Augmentation.of_trial(hp)
         self._mean, self._std = channel_statistics(train.images)
         self.compute_dtype = compute_dtype(hp.precision, self.device)
         self._planned_round = -1  # the round that `_batches` and `_targets` are for
@@ -343,15 +342,12 @@ class ActiveLearner:
         asked = strategy.probabilities or strategy.embeddings or self.hp.stop_below_uncertainty
         if round_ == 0 or not asked:
             return PoolScores(candidates, None, None, None)
-        masks = torch.ones(1, self.network.embedding_size, device=self.device)
-        if self.hp.uncertainty == "mc_dropout":
-            generator = self._generator("mc_dropout", round_)
-            masks = dropout_masks(
-                self.hp.mc_dropout_passes, masks.shape[1], self.hp.dropout, generator
-            )
+        inference = self._inference
+        passes = query_passes(self.hp, self.network, self._seed, round_)
         embeddings, probabilities = [], []
-        for block in self._embed(self._train.images, candidates, f"scoring for round {round_}"):
-            probabilities.append(self.network.monte_carlo_logits(block, masks).softmax(2))
+        for batch in self._sweep(self._train.images, candidates, f"scoring for round {round_}"):
+            block = inference.embed_batch(batch)
+            probabilities.append(inference.probabilities(batch, block, passes))
             if strategy.embeddings:
                 embeddings.append(block.half())
         passes_last = torch.cat(probabilities, dim=1).transpose(0, 1)
@@ -359,7 +355,8 @@ class ActiveLearner:
         if strategy.labelled_embeddings:
             indices = self.pool.labelled.to(self.device)
             blocks = [
-                b.half() for b in self._embed(self._train.images, indices, "scoring labelled")
+                inference.embed_batch(batch).half()
+                for batch in self._sweep(self._train.images, indices, "scoring labelled")
             ]
             labelled = self._ranks.gather(torch.cat(blocks), len(indices))
         return PoolScores(
@@ -371,10 +368,17 @@ class ActiveLearner:
             labelled_embeddings=labelled,
         )
 
-    def _embed(self, images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
-        """Float32 embeddings [b, D] of this rank's share of `indices`, batch by batch.
+    @property
+    def _inference(self) -> Inference:
+        """The network as it is, for images that are not trained on."""
+        return Inference(
+            self.network, self._mean, self._std, self.compute_dtype, self.hp.scoring_batch_size
+        )
 
-        In eval mode and without augmentation: BatchNorm's statistics are used, never updated.
+    def _sweep(self, images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
+        """This rank's share of the images at `indices`, uint8, batch by batch.
+
+        Meanwhile the network is in eval mode: BatchNorm's statistics are used, never updated.
         """
         share = indices[self._ranks.share(len(indices))]
         for buffer in self.network.buffers():
@@ -383,10 +387,7 @@ class ActiveLearner:
         self.network.eval()
         try:
             for block in self._progress(share.split(self.hp.scoring_batch_size), title):
-                batch = images[block].contiguous(memory_format=torch.channels_last)
-                with self._autocast():
-                    embedded = self.network.embed(normalise(batch, self._mean, self._std))
-                yield embedded.float()
+                yield images[block]
         finally:
             self.network.train()
 
@@ -492,8 +493,9 @@ class ActiveLearner:
     def evaluate(self, store: ImageStore) -> dict[str, float]:
         """`loss`, `accuracy` and `auc` of the network as it is, on a store on the device."""
         everything = torch.arange(len(store), device=self.device)
-        blocks = self._embed(store.images, everything, "evaluating")
-        logits = torch.cat([self.network.head(block) for block in blocks])
+        inference = self._inference
+        batches = self._sweep(store.images, everything, "evaluating")
+        logits = torch.cat([inference.logits(inference.embed_batch(batch)) for batch in batches])
         return classification_metrics(self._ranks.gather(logits, len(store)), store.labels)
 
     def end_round(self, val: Mapping[str, float]) -> StopReason | None:

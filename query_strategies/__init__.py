@@ -36,7 +36,7 @@ class Strategy:
     select: (scores, k, generator) -> int64 [min(k, n)], distinct dataset indices out of
     `scores.candidates`, in order of preference where the strategy has one. The generator lives on
     the scores' device. Inputs are left as they are.
-    stochastic: needs two or more passes in `scores.probabilities` (MC dropout).
+    stochastic: needs two or more passes in `scores.probabilities`, not a plain softmax.
     prefilter: `select` also takes the keyword `prefilter_factor`.
     largest_query: the most images that it selects at a time; None: any number.
     """

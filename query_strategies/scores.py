@@ -49,7 +49,7 @@ def required_probabilities(scores: PoolScores, passes: int = 1) -> Tensor:
         raise ValueError("this strategy needs class probabilities, and the scores hold none")
     if scores.probabilities.shape[0] < passes:
         raise ValueError(
-            f"this strategy needs at least {passes} stochastic passes (MC dropout), "
+            f"this strategy needs at least {passes} stochastic passes, "
             f"and the scores hold {scores.probabilities.shape[0]}"
         )
     return scores.probabilities

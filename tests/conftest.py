@@ -30,7 +30,7 @@ SMALL: dict[str, Any] = {
     "samples_to_label": 6,
     "label_budget": 120,
     "candidate_pool_size": 40,
-    "mc_dropout_passes": 4,
+    "uncertainty_passes": 4,
     "scoring_batch_size": 32,
     "evaluation_size": 30,
     "reporting_period": 2,

@@ -23,12 +23,19 @@ from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 from training.ranks import ALONE, Ranks
 
-STRATEGIES = ("random", "uncertainty_diversity")
+STRATEGIES = ("random", "uncertainty_diversity", "bald")
+VIEWED = "bald"  # the one that asks for test-time augmentation
 
 
 def build(strategy: str, ranks: Ranks = ALONE, **changes: Any) -> tuple[ActiveLearner, ImageStore]:
     """A learner on the digits, and an odd number of images to evaluate it on."""
-    values = {"query_strategy": strategy, "candidate_pool_size": 41, "label_noise": 0.2, **changes}
+    values = {
+        "query_strategy": strategy,
+        "candidate_pool_size": 41,
+        "label_noise": 0.2,
+        "uncertainty": "test_time_augmentation" if strategy == VIEWED else "mc_dropout",
+        **changes,
+    }
     hp = Hyperparameters.from_mapping(small_values(**values))
     splits = load_data(hp)
     oracle = SimulatedOracle.of_trial(hp, splits.train, 3)

@@ -97,7 +97,7 @@ def test_search_covers_the_main_hyperparameters() -> None:
         "batch_size",
         "initial_labeled_size",
         "samples_to_label",
-        "mc_dropout_passes",
+        "uncertainty_passes",
         "query_strategy",
     }
     assert config["searcher"]["name"] == "adaptive_asha"

@@ -68,8 +68,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"label_noise": 1.1}, r"label_noise: 1.1 is out of range; give at least 0.0, at most 1.0"),
     ({"label_noise_kind": "confused"}, r"label_noise_kind: .* \(did you mean confusion\?\)"),
     ({"seconds_per_label": -1}, r"seconds_per_label: -1 is out of range"),
+    (
+        {"uncertainty": "test_time_augmentation", "crop_padding": 0, "colour_jitter": 0},
+        r"uncertainty: test_time_augmentation has nothing to vary without",
+    ),
     ({"uncertainty": "ensemble"}, r"uncertainty: 'ensemble' is unknown"),
-    ({"mc_dropout_passes": 1}, r"mc_dropout_passes: 1 is out of range; give at least 2"),
+    ({"uncertainty_passes": 1}, r"uncertainty_passes: 1 is out of range; give at least 2"),
     ({"prefilter_factor": 0}, r"prefilter_factor: 0 is out of range"),
     ({"candidate_pool_size": -1}, r"candidate_pool_size: -1 is out of range"),
     ({"scoring_batch_size": 0}, r"scoring_batch_size: 0 is out of range"),

@@ -137,7 +137,7 @@ def test_seed_can_be_a_hyperparameter(finished: tuple[Path, str], tmp_path: Path
 
 
 def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain = {n: v for n, v in SMALL.items() if n not in ("batch_size", "mc_dropout_passes")}
+    plain = {n: v for n, v in SMALL.items() if n not in ("batch_size", "uncertainty_passes")}
     settings = [f"hyperparameters.{n}={v}" for n, v in plain.items()]
     settings += ["hyperparameters.dataset=digits", "hyperparameters.batch_size=8"]
     settings += ["hyperparameters.rounds=1", "hyperparameters.stain_jitter=0.0"]

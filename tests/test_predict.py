@@ -15,7 +15,7 @@ from PIL import Image
 
 from tools import predict
 from tools.run_reader import Run, open_run
-from training.inference import query_masks
+from training.inference import query_passes
 
 Predict = Callable[..., list[dict[str, str]]]
 
@@ -78,8 +78,8 @@ def test_figures_are_those_of_evaluation_and_query(run: Run, rows: Predict, tmp_
     assert np.mean(right) == pytest.approx(run.metrics[run.round]["test_accuracy"])
     embeddings = run.inference.embed(run.splits.test.images, "test")
     probability = run.inference.logits(embeddings).softmax(1).amax(1)
-    masks = query_masks(run.hp, run.inference.network, run.seed, run.round + 1)
-    assert masks.shape == (run.hp.mc_dropout_passes, 64)
+    masks = query_passes(run.hp, run.inference.network, run.seed, run.round + 1).masks
+    assert masks.shape == (run.hp.uncertainty_passes, 64)
     passes = torch.stack([run.inference.network.head(embeddings * mask) for mask in masks])
     mean = passes.softmax(2).mean(0)
     entropy = torch.special.entr(mean).sum(1)

@@ -113,7 +113,8 @@ def _config(run: Run, inference: Inference, temperature: float) -> dict[str, Any
         "std": inference.std.tolist(),
         "temperature": temperature,
         "dropout": run.hp.dropout,
-        "mc_dropout_passes": run.hp.mc_dropout_passes,
+        "uncertainty": run.hp.uncertainty,
+        "uncertainty_passes": run.hp.uncertainty_passes,
     }
 
 

@@ -4,8 +4,9 @@
 
 PNG, JPEG, TIFF and BMP files, folders of them, and arrays of images in NPZ or HDF5, of any size:
 they are resized to the network's. The CSV has one row per image: its name; the class; that class's
-probability (softmax, dropout off, as in evaluation); the uncertainty, predictive entropy in nats
-under the run's MC dropout, as in its queries; and the size that the image had.
+probability (softmax, dropout off, as in evaluation); the uncertainty, predictive entropy in nats by
+the run's choice of MC dropout, test-time augmentation or softmax, as in its queries; and the size
+that the image had.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
 from tqdm import tqdm
 
 from reporting.files import csv_text, write_atomically
 from tools.image_inputs import ImageBatch, find_inputs, read_batches
 from tools.run_reader import Run, RunError, add_run_arguments, one_line_errors, open_run
-from training.inference import query_masks
+from training.inference import Passes, query_passes
 
 COLUMNS = ("image", "class", "probability", "uncertainty", "size")
 SIZES_SHOWN = 5
@@ -49,22 +49,22 @@ def predict(arguments: argparse.Namespace) -> None:
 
 def _rows(run: Run, files: Sequence[Path]) -> tuple[list[list[str]], Counter[str]]:
     """The CSV's rows, and how many images there were of each size."""
-    masks = query_masks(run.hp, run.inference.network, run.seed, run.round + 1)
+    passes = query_passes(run.hp, run.inference.network, run.seed, run.round + 1)
     channels, batch_size = run.splits.channels, run.hp.scoring_batch_size
     rows: list[list[str]] = []
     sizes: Counter[str] = Counter()
     with tqdm(desc="predicting", unit=" images", leave=False, disable=None) as bar:
         for batch in read_batches(files, run.hp.image_size, channels, batch_size):
-            rows += _classify(run, batch, masks)
+            rows += _classify(run, batch, passes)
             sizes.update(batch.sizes)
             bar.update(len(batch.names))
     return rows, sizes
 
 
-def _classify(run: Run, batch: ImageBatch, masks: Tensor) -> list[list[str]]:
+def _classify(run: Run, batch: ImageBatch, passes: Passes) -> list[list[str]]:
     embeddings = run.inference.embed_batch(batch.images)
     probability, predicted = run.inference.logits(embeddings).softmax(1).max(1)
-    uncertainty = run.inference.uncertainty(embeddings, masks)
+    uncertainty = run.inference.uncertainty(batch.images, embeddings, passes)
     names = run.splits.class_names
     return [
         [name, names[c], f"{p:.6f}", f"{u:.6f}", size]

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from training.hyperparameters import Hyperparameters
+
 # Optical densities of haematoxylin, eosin and DAB in red, green and blue.
 # Ruifrok & Johnston 2001, "Quantification of histochemical staining by color deconvolution".
 STAIN_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
@@ -36,6 +38,11 @@ class Augmentation:
     colour_jitter: float
     stain_jitter: float
 
+    @classmethod
+    def of_trial(cls, hp: Hyperparameters) -> Augmentation:
+        """What a trial's hyperparameters ask for."""
+        return cls(hp.flips_and_rotations, hp.crop_padding, hp.colour_jitter, hp.stain_jitter)
+
     def batch(
         self,
         images: Tensor,
@@ -52,13 +59,32 @@ class Augmentation:
             images: uint8 [N, C, S, S].
             indices: int64 [batch], on the device of `images`, as `generator` is.
         """
-        rows, columns = self._grid(len(indices), images.shape[-1], generator)
-        gathered = images[indices[part, None, None], :, rows[part], columns[part]]
+        return self._vary(images, indices[part], len(indices), part, generator)
+
+    def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """All of `images`, uint8 [B, C, S, S], augmented in the one same way: float32, as `batch`.
+
+        The generator alone decides in which; it is on the device of `images`.
+        """
+        everything = torch.arange(len(images), device=images.device)
+        return self._vary(images, everything, 1, slice(None), generator)
+
+    def _vary(
+        self,
+        images: Tensor,
+        indices: Tensor,
+        count: int,
+        part: slice,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Images at `indices`, by the draws `part` out of `count`; a single one serves them all."""
+        rows, columns = self._grid(count, images.shape[-1], generator)
+        gathered = images[indices[:, None, None], :, rows[part], columns[part]]
         batch = gathered.permute(0, 3, 1, 2).float().div_(255)
         if self.colour_jitter:
-            batch = self._vary_colour(batch, len(indices), part, generator)
+            batch = self._vary_colour(batch, count, part, generator)
         if self.stain_jitter and images.shape[1] == 3:
-            batch = self._vary_stain(batch, len(indices), part, generator)
+            batch = self._vary_stain(batch, count, part, generator)
         return batch.clamp_(0, 1)
 
     def _grid(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -94,8 +94,8 @@ class Hyperparameters:
     seconds_per_label: float = number(0.0)
 
     query_strategy: str
-    uncertainty: str = choice("mc_dropout", "softmax")
-    mc_dropout_passes: int = number(2, 1000)
+    uncertainty: str = choice("mc_dropout", "test_time_augmentation", "softmax")
+    uncertainty_passes: int = number(2, 1000)
     prefilter_factor: int = number(1, 10_000)
     candidate_pool_size: int = number(0)
     scoring_batch_size: int = number(1)
@@ -154,6 +154,12 @@ class Hyperparameters:
                 "hyperparameters.dropout: 0 makes all Monte Carlo passes the same; "
                 "raise it, or set uncertainty: softmax"
             )
+        varied = self.flips_and_rotations or self.crop_padding or self.colour_jitter
+        if self.uncertainty == "test_time_augmentation" and not varied:
+            raise HyperparameterError(
+                "hyperparameters.uncertainty: test_time_augmentation has nothing to vary without "
+                "flips_and_rotations, crop_padding or colour_jitter; set one, or mc_dropout"
+            )
         if self.class_balanced_batches and self.class_weighted_loss:
             raise HyperparameterError(
                 "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
@@ -167,7 +173,8 @@ class Hyperparameters:
         if strategy.stochastic and self.uncertainty == "softmax":
             raise HyperparameterError(
                 f"hyperparameters.uncertainty: softmax gives {self.query_strategy} no second "
-                "opinion to compare; set mc_dropout, or another query_strategy"
+                "opinion to compare; set mc_dropout, test_time_augmentation or another "
+                "query_strategy"
             )
         if strategy.largest_query is not None and self.samples_to_label > strategy.largest_query:
             raise HyperparameterError(

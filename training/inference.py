@@ -1,5 +1,8 @@
-"""Runs a trained network over many images, as the query's scoring does: in eval mode, batch by
-batch, without augmentation, in the run's precision."""
+"""Runs a network over many images, without training it: for queries, evaluations and predictions.
+
+Networks are used in eval mode, in the run's precision. Images are taken as they are, but for the
+further views of test-time augmentation.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,50 @@ from tqdm import tqdm
 from data import normalise
 from query_strategies import predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
+from training.augmentation import Augmentation
 from training.hyperparameters import Hyperparameters
-from training.seeds import make_generator
+from training.seeds import derive_seed, make_generator
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The T ways in which a query looks at every image, drawn once for all of them.
+
+    A pass is one function of an image, the same for the whole pool, so that the passes' opinions
+    of two images can be compared (BALD for batches rests on it), and neither batches nor ranks
+    make a difference.
+
+    masks: float32 [M, D], dropout masks of the head on the image as it is; one of ones for none.
+    view_seeds: of T - M further looks, each at another view of the image.
+    augmentation: makes the views.
+    """
+
+    masks: Tensor
+    view_seeds: tuple[int, ...]
+    augmentation: Augmentation
+
+
+def query_passes(hp: Hyperparameters, network: SplitNetwork, seed: int, round_: int) -> Passes:
+    """The passes of the query that opens `round_`, on the network's device.
+
+    - `softmax`: the network once, as it is.
+    - `mc_dropout`: sampled heads; all of them share one pass of the backbone. Gal & Ghahramani
+      2016, "Dropout as a Bayesian Approximation".
+    - `test_time_augmentation`: the image, and views of it by the augmentation that the network was
+      trained with; each of the T costs a pass of the backbone. Ayhan & Berens 2018, "Test-time Data
+      Augmentation for Estimation of Heteroscedastic Aleatoric Uncertainty in Deep Neural Networks";
+      Wang et al. 2019, doi 10.1016/j.neucom.2019.01.103.
+    """
+    device = network.classifier.weight.device
+    masks = torch.ones(1, network.embedding_size, device=device)
+    view_seeds: tuple[int, ...] = ()
+    if hp.uncertainty == "mc_dropout":
+        generator = make_generator(seed, "mc_dropout", round_, device=device)
+        masks = dropout_masks(hp.uncertainty_passes, masks.shape[1], hp.dropout, generator)
+    elif hp.uncertainty == "test_time_augmentation":
+        numbers = range(1, hp.uncertainty_passes)
+        view_seeds = tuple(derive_seed(seed, "view", round_, number) for number in numbers)
+    return Passes(masks, view_seeds, Augmentation.of_trial(hp))
 
 
 @dataclass(frozen=True)
@@ -49,9 +94,7 @@ class Inference:
     def embed_batch(self, batch: Tensor) -> Tensor:
         """The same for images that fit on the device together."""
         batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
-        enabled = self.compute_dtype != torch.float32
-        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
-            return self.network.embed(normalise(batch, self.mean, self.std)).float()
+        return self._embed(normalise(batch, self.mean, self.std))
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor) -> Tensor:
@@ -59,19 +102,28 @@ class Inference:
         return self.network.head(embeddings)
 
     @torch.inference_mode()
-    def uncertainty(self, embeddings: Tensor, masks: Tensor) -> Tensor:
-        """Predictive entropy [N], nats, of the mean over the passes of `query_masks`."""
-        probabilities = self.network.monte_carlo_logits(embeddings, masks).softmax(2)
-        return predictive_entropy(probabilities)
+    def probabilities(self, batch: Tensor, embeddings: Tensor, passes: Passes) -> Tensor:
+        """What each of T passes says: float32 [T, B, classes].
 
+        Args:
+            batch: images uint8 [B, C, S, S]; looked at where there are further views only.
+            embeddings: [B, D], theirs, as of `embed_batch`.
+        """
+        batch = batch.to(self.device)
+        logits = [self.network.monte_carlo_logits(embeddings, passes.masks)]
+        for seed in passes.view_seeds:
+            generator = torch.Generator(self.device).manual_seed(seed)
+            view = passes.augmentation.view(batch, generator)
+            normalised = (view - self.mean[:, None, None]) / self.std[:, None, None]
+            logits.append(self.logits(self._embed(normalised)).unsqueeze(0))
+        return torch.cat(logits).softmax(2)
 
-def query_masks(hp: Hyperparameters, network: SplitNetwork, seed: int, round_: int) -> Tensor:
-    """Dropout masks [T, D] on the network's device: those of the query that opens `round_`.
+    @torch.inference_mode()
+    def uncertainty(self, batch: Tensor, embeddings: Tensor, passes: Passes) -> Tensor:
+        """Predictive entropy [B], nats, of the mean over `probabilities`."""
+        return predictive_entropy(self.probabilities(batch, embeddings, passes))
 
-    A single mask of ones where the run takes its uncertainty from a plain softmax.
-    """
-    device = network.classifier.weight.device
-    if hp.uncertainty != "mc_dropout":
-        return torch.ones(1, network.embedding_size, device=device)
-    generator = make_generator(seed, "mc_dropout", round_, device=device)
-    return dropout_masks(hp.mc_dropout_passes, network.embedding_size, hp.dropout, generator)
+    def _embed(self, normalised: Tensor) -> Tensor:
+        enabled = self.compute_dtype != torch.float32
+        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
+            return self.network.embed(normalised).float()
