@@ -69,7 +69,7 @@ def digits() -> Splits:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: three rounds on the digits, the whole splits evaluated. Read only."""
     folder = tmp_path_factory.mktemp("small_run") / "run"
-    settings = {**SMALL, "evaluation_size": 0}
+    settings = {**SMALL, "evaluation_size": 0, "precision": "float32"}
     done = subprocess.run(
         [
             *(sys.executable, ROOT / "model_def.py", "--config", ROOT / "configs" / "digits.yaml"),
