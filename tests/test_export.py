@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -12,8 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from active_learning import LabeledPool
 from resnet_custom import SplitNetwork
 from tools import export
+from tools.evaluation import evaluate_split
+from tools.model_card import model_card
 from tools.run_reader import Run, RunError, open_run
 from training.inference import Inference
 
@@ -60,6 +64,19 @@ def test_onnx_agrees_for_any_number_of_images(exported: Path, run: Run, count: i
     expected = run.inference.logits(run.inference.embed(images, "test"))
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
+
+
+def test_card_owns_up_to_wrong_labels(exported: Path, run: Run) -> None:
+    assert "label_noise" not in (exported / "README.md").read_text(encoding="utf-8")
+    pool = LabeledPool(len(run.splits.train))
+    indices = torch.arange(10)
+    pool.add(indices, run.splits.train.labels[indices], 0)
+    pool.labels[:3] = (pool.labels[:3] + 1) % 10
+    noisy = dataclasses.replace(run, pool=pool, hp=dataclasses.replace(run.hp, label_noise=0.3))
+    val = evaluate_split(noisy, "val")
+    card = model_card(noisy, val, val, 0.0)
+    assert "3 of these labels are wrong" in card
+    assert "(`label_noise: 0.3`)" in card
 
 
 def test_card_says_what_was_measured(exported: Path, run: Run) -> None:

@@ -26,8 +26,8 @@ CORNER = 8  # pixels of the image's corner whose values are printed
 STEPS = {
     "query": (
         "one sweep over the pool, in eval",
-        "mode: embeddings, MC-dropout",
-        "probabilities; the strategy",
+        "mode: embeddings, probabilities",
+        "of all passes; the strategy",
         "picks dataset indices",
     ),
     "label": (
@@ -106,7 +106,7 @@ def round_figure() -> bytes:
     )  # fmt: skip
     axes.add_patch(back)
     axes.text(
-        2.15, 0.06, "next round, until the rounds, the label budget or the pool are used up",
+        2.15, 0.06, "next round, until rounds or label budget are used up, or a rule says stop",
         ha="center", fontsize=9,
     )  # fmt: skip
     return png(figure)

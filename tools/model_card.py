@@ -40,6 +40,7 @@ Its probabilities differ from PyTorch's by at most {onnx_difference:.1e} on real
 {_data(run)}
 {labelled} of its {pool} training images were labelled ({labelled / pool:.1%}), in \
 {run.round + 1} rounds: the first drawn at random, the others chosen by `{hp.query_strategy}`. \
+{_noise(run)}\
 {len(val.store)} validation and {len(test.store)} test images were labelled besides. \
 Fingerprint of the data: `{splits.fingerprint()}`. Seed {run.seed}.
 
@@ -73,6 +74,18 @@ magnifications and patients were not tested.
 - Images of another size are resized whole, which changes their proportions if they are not square.
 - One training run with one seed: another one comes out differently, beyond the intervals above.
 """
+
+
+def _noise(run: Run) -> str:
+    """A sentence about labels that were made wrong on purpose, where there are any."""
+    if not run.hp.label_noise:
+        return ""
+    labelled = run.pool.labelled
+    wrong = int((run.pool.labels[labelled] != run.splits.train.labels[labelled]).sum())
+    return (
+        f"{wrong} of these labels are wrong: a fallible annotator was simulated "
+        f"(`label_noise: {run.hp.label_noise}`). "
+    )
 
 
 def _data(run: Run) -> str:
