@@ -213,7 +213,9 @@ class ActiveLearner:
         self._ranks = ranks
         self._progress = progress
         self._strategy = get_strategy(hp.query_strategy, hp.prefilter_factor)
-        self._initial_strategy = get_strategy("random", hp.prefilter_factor)
+        # Without a label, one typical image of each cluster: TypiClust, Hacohen et al. 2022.
+        first = "random" if hp.initial_pool == "random" else "typiclust"
+        self._initial_strategy = get_strategy(first, hp.prefilter_factor)
         self._augmentation = Augmentation.of_trial(hp)
         self._mean, self._std = channel_statistics(train.images)
         self.compute_dtype = compute_dtype(hp.precision, self.device)
@@ -295,7 +297,7 @@ class ActiveLearner:
         scores, spent = self._ahead or (self._score(round_), 0.0)
         self._ahead = None
         generator = self._generator("query", round_)
-        # The first round has no trained network to ask: its images are drawn at random.
+        # The first round has no network that knows a label.
         strategy = self._strategy if round_ > 0 else self._initial_strategy
         chosen = strategy.select(scores, self.query_sizes[round_], generator)
         indices = self._ranks.agree(chosen).cpu()
@@ -339,8 +341,10 @@ class ActiveLearner:
         """One sweep over the candidates: what strategy and stopping rules ask for, no more."""
         candidates = self._candidates(round_)
         strategy = self._strategy
+        if round_ == 0:
+            return PoolScores(candidates, None, self._first_embeddings(candidates), None)
         asked = strategy.probabilities or strategy.embeddings or self.hp.stop_below_uncertainty
-        if round_ == 0 or not asked:
+        if not asked:
             return PoolScores(candidates, None, None, None)
         inference = self._inference
         passes = query_passes(self.hp, self.network, self._seed, round_)
@@ -367,6 +371,23 @@ class ActiveLearner:
             else None,
             labelled_embeddings=labelled,
         )
+
+    def _first_embeddings(self, candidates: Tensor) -> Tensor | None:
+        """What the first round's images are clustered by, [n, D]; None where chance decides.
+
+        Those of the network as it is, be it pre-trained or untrained; or the pixels, which lie in
+        memory already: the strategy turns a block of them at a time into float32.
+        """
+        if self.hp.initial_pool == "random":
+            return None
+        if self.hp.initial_pool == "pixels":
+            return self._train.images.flatten(1)  # all of them, as none is labelled yet
+        inference = self._inference
+        blocks = [
+            inference.embed_batch(batch).half()
+            for batch in self._sweep(self._train.images, candidates, "scoring for round 0")
+        ]
+        return self._ranks.gather(torch.cat(blocks), len(candidates))
 
     @property
     def _inference(self) -> Inference:

@@ -34,7 +34,7 @@ class Block:
 class Points:
     """n points of which only a block at a time is held in float32.
 
-    embeddings: float [n, D], read as `embeddings - centre`; centre: float32 [D].
+    embeddings: float or uint8 [n, D], read as `embeddings - centre`; centre: float32 [D].
     coefficients: None, or float32 [n, C]: point i is then the outer product
     coefficients[i] x (embeddings[i] - centre) of C * D numbers, which is never formed.
     squared_norms: float32 [n].
@@ -91,8 +91,14 @@ class Points:
 
 
 def mean(embeddings: Tensor) -> Tensor:
-    """Mean row of [n, D] as float32 [D], summed in float32 whatever the dtype of the rows."""
-    return embeddings.sum(dim=0, dtype=torch.float32) / max(1, len(embeddings))
+    """Mean row of [n, D] as float32 [D], summed in float32 whatever the dtype of the rows.
+
+    A block at a time, because to sum whole numbers torch makes a float32 copy of all of them.
+    """
+    total = embeddings.new_zeros(embeddings.shape[1], dtype=torch.float32)
+    for block in embeddings.split(max(1, BLOCK_ELEMENTS // max(1, embeddings.shape[1]))):
+        total += block.sum(dim=0, dtype=torch.float32)
+    return total / max(1, len(embeddings))
 
 
 def inner_products(a: Block, b: Block) -> Tensor:

@@ -13,7 +13,7 @@ class PoolScores:
 
     candidates: int64 [n], distinct dataset indices of the unlabelled images, ascending.
     probabilities: float32 [T, n, C], T stochastic passes (T = 1: a plain softmax), or None.
-    embeddings: float [n, D], half precision allowed, or None.
+    embeddings: float [n, D], half precision or uint8 allowed, or None.
     labelled_embeddings: float [m, D]; m may be 0; None where nothing is labelled yet.
     """
 

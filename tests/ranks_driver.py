@@ -61,7 +61,7 @@ def run_round(learner: ActiveLearner, val: ImageStore) -> dict[str, Any]:
 
 
 def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
-    """Gradients of the first self-supervised step, and the network after all of them.
+    """Gradients of the first self-supervised step, the network after all, and what it asks for.
 
     For the first one BatchNorm normalises by fixed statistics, so that one rank's images do not
     change another's.
@@ -72,6 +72,7 @@ def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
         precision="float32",
         self_supervised_steps=3,
         self_supervised_batch_size=32,
+        initial_pool="network_embeddings",
     )
     work = learner.pretraining
     assert work is not None
@@ -89,9 +90,9 @@ def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
         learner.train_network = DistributedDataParallel(learner.network)
     learner.pretrain()
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
-    learner.query()
+    chosen = learner.query().indices
     learner.train_step()
-    return {"gradients": gradients, "network": network}
+    return {"gradients": gradients, "network": network, "chosen": chosen}
 
 
 def main(folder: Path) -> None:

@@ -115,6 +115,11 @@ def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, A
     assert len(alone) == len(first["gradients"]) > 0
     for one, together in zip(alone, first["gradients"], strict=True):
         torch.testing.assert_close(together, one, rtol=1e-3, atol=1e-4)
+    learner, _ = ranks_driver.build(
+        "random", precision="float32", initial_pool="network_embeddings"
+    )
+    learner.network.load_state_dict(first["network"])
+    assert torch.equal(learner.query().indices, first["chosen"])
 
 
 def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ class Hyperparameters:
 
     rounds: int = number(1)
     initial_labeled_size: int = number(1)
+    initial_pool: str = choice("random", "network_embeddings", "pixels")
     samples_to_label: int = number(1)
     label_budget: int = number(1)
     between_rounds: str = choice("keep", "shrink_and_perturb", "reset")
