@@ -75,25 +75,24 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         splits = load_data(self.hp)
         sizes = self.hp.query_sizes(len(splits.train))
         self.seed = trial_seed if self.hp.seed == -1 else self.hp.seed
-        if run_folder is not None:
-            settings = dataclasses.asdict(self.hp)
-            settings.pop("data_dir")  # data may move, as long as they stay the same
-            run_folder.check_identity(
-                {
-                    "dataset": splits.name,
-                    "data": splits.fingerprint(),
-                    "seed": self.seed,
-                    **{f"hyperparameters.{name}": value for name, value in settings.items()},
-                }
-            )
         train = splits.train.to(context.device)
         self.val = _part(splits.val, self.hp.evaluation_size).to(context.device)
         self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
         self.class_names = splits.class_names
         self.pool_images = splits.train.images
         oracle = SimulatedOracle.of_trial(self.hp, splits.train, self.seed)
-        with _refused_as_invalid_hp():
-            self.learner = ActiveLearner(self.hp, train, oracle, self.seed, self.ranks, _bar)
+        self.learner = ActiveLearner(self.hp, train, oracle, self.seed, self.ranks, _bar)
+        if run_folder is not None:
+            settings = dataclasses.asdict(self.hp)
+            settings.pop("data_dir")  # data may move, as long as they stay the same
+            run_folder.check_identity(
+                {
+                    "dataset": splits.name,
+                    "seed": self.seed,
+                    **{f"hyperparameters.{name}": value for name, value in settings.items()},
+                    "data": splits.fingerprint(),
+                }
+            )
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -625,6 +624,10 @@ def run_locally(arguments: argparse.Namespace) -> None:
             raise
         except OSError as error:
             raise _not_written(str(error.filename or "a file"), path, error) from error
+        except ERRORS:
+            if folder is not None and resumed is None:
+                folder.discard_unless_begun()
+            raise
     if chief:
         logger.info("done: %s", path)
 

@@ -153,6 +153,11 @@ class RunFolder:
                     "resume with what the run was started with"
                 )
 
+    def discard_unless_begun(self) -> None:
+        """Remove a new run that was refused, so that its name is free for the next attempt."""
+        if not (self.path / "run.json").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def record_end(self, uuid: str, reason: StopReason, rounds: int, labels: int) -> None:
         """Note in run.json that the run ended with checkpoint `uuid`, and why."""
         end = {
