@@ -56,7 +56,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, body = 200, {}
+        status = 200
+        body: dict[str, Any] = {}
         known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
         if (self.command, self.path) == ("GET", "/info"):
             body = {"version": "0.38.1", "cluster_id": "c", "master_id": "m"}
