@@ -59,13 +59,8 @@ def by_rank(
     done = torchrun(request.param, "-m", "tests.ranks_driver", folder)
     assert done.returncode == 0, done.stdout
     return {
-<<<<<<< HEAD
-        strategy: [torch.load(folder / f"{strategy}-{rank}.pt") for rank in range(RANKS)]
-        for strategy in (*ranks_driver.STRATEGIES, "no-labels")
-=======
         strategy: [torch.load(folder / f"{strategy}-{rank}.pt") for rank in range(request.param)]
-        for strategy in ranks_driver.STRATEGIES
->>>>>>> e40f4a0 (Three ranks, each candidate scored once, a rank that dies or raises, one download for all; startup hook and soak)
+        for strategy in (*ranks_driver.STRATEGIES, "no-labels")
     }
 
 
@@ -121,23 +116,15 @@ def test_ranks_train_together_on_the_images_of_one(
             assert torch.equal(together, tensor)
 
 
-<<<<<<< HEAD
 def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, Any]]]) -> None:
-    first, second = by_rank["no-labels"]
-    assert processes.same(first, second)
+    first, *others = by_rank["no-labels"]
+    assert all(processes.same(first, other) for other in others)
     alone = ranks_driver.learn_without_labels()["gradients"]
     assert len(alone) == len(first["gradients"]) > 0
     for one, together in zip(alone, first["gradients"], strict=True):
         torch.testing.assert_close(together, one, rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    config = write_config(tmp_path, self_supervised_steps=3, self_supervised_batch_size=32)
-    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("learning without labels: step 3 of 3") == 1
-=======
 def rank_entry(ranks: int, setup: dict[str, Any], *arguments: str | Path) -> Any:
     return torchrun(ranks, "-m", "tests.rank_entry", json.dumps(setup), *arguments)
 
@@ -159,7 +146,13 @@ def test_a_run_of_two_ranks_ends_well_on_data_that_one_downloads(tmp_path: Path)
             pass
 
     run = tmp_path / "run"
-    changes = {"dataset": "breastmnist", "image_size": 28, "data_dir": str(tmp_path / "data")}
+    changes: dict[str, Any] = {
+        "dataset": "breastmnist",
+        "image_size": 28,
+        "data_dir": str(tmp_path / "data"),
+        "self_supervised_steps": 3,
+        "self_supervised_batch_size": 32,
+    }
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         setup = {
@@ -171,7 +164,7 @@ def test_a_run_of_two_ranks_ends_well_on_data_that_one_downloads(tmp_path: Path)
         server.shutdown()
     assert done.returncode == 0, done.stdout
     assert requests == ["/file.npz"]
->>>>>>> e40f4a0 (Three ranks, each candidate scored once, a rank that dies or raises, one download for all; startup hook and soak)
+    assert done.stdout.count("learning without labels: step 3 of 3") == 1
     queries = processes.read_rows(run / "queries.csv")
     assert [row["round"] for row in queries] == ["0"] * 10 + ["1"] * 6 + ["2"] * 6
     assert len({row["index"] for row in queries}) == len(queries)
@@ -187,18 +180,16 @@ def test_a_run_of_two_ranks_ends_well_on_data_that_one_downloads(tmp_path: Path)
     assert "nothing left to do" in log.read_text()
 
 
-<<<<<<< HEAD
 def test_ranks_stop_together(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write_config(tmp_path, stop_below_uncertainty=10.0)
-    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("the run is over: the pool's mean uncertainty") == 1
+    log = tmp_path / "log.txt"
+    both = start_ranks(["--config", config, "--output-dir", run], log)
+    assert [processes.wait(process) for process in both] == [0, 0], log.read_text()
+    assert log.read_text().count("the run is over: the pool's mean uncertainty") == 1
     assert [row["round"] for row in processes.read_rows(run / "metrics.csv")] == ["0"]
 
 
-def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:
-=======
 @pytest.mark.parametrize("fails", ["kill", "raise"])
 def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path, fails: str) -> None:
     """In the middle of training, while the first waits for its gradients: nothing hangs."""
@@ -213,7 +204,6 @@ def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path, fails: str) 
 
 
 def test_a_refusal_by_the_first_rank_is_one_line(tmp_path: Path) -> None:
->>>>>>> e40f4a0 (Three ranks, each candidate scored once, a rank that dies or raises, one download for all; startup hook and soak)
     run = tmp_path / "run"
     run.mkdir()
     (run / "something").touch()
