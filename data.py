@@ -235,16 +235,16 @@ def _checked_labels(split: RawSplit, num_classes: int) -> Tensor:
 
 
 def _check_classes(raw: RawSplits, stores: dict[str, ImageStore]) -> None:
-    """Every class must be there to learn from; one that is only missing later is warned of.
+    """Every class must be there to learn from and to choose by; missing from test it is warned of.
 
-    A small validation or test split may lack a rare class with nothing wrong in the data, but
-    that class has no AUC there.
+    A small test split may lack a rare class with nothing wrong in the data, but that class has no
+    AUC there. Validation without it would choose a network that may have forgotten it.
     """
     for name, store in stores.items():
         counts = torch.bincount(store.labels, minlength=store.num_classes).tolist()
         absent = [cls for cls, count in zip(store.class_names, counts, strict=True) if count == 0]
         where = getattr(raw, name).labels_from
-        if absent and (name == "train" or len(absent) == store.num_classes - 1):
+        if absent and (name != "test" or len(absent) == store.num_classes - 1):
             raise DataError(
                 f"{where}: no image of class {', '.join(map(repr, absent))}; "
                 "add some, or use a data set without the class"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import logging
 import os
 import sys
@@ -35,6 +36,7 @@ from reporting.run_folder import RunFolder, RunFolderError
 from resnet_custom import PretrainedWeightsError
 from training.backbone_file import backbone_bytes
 from training.compilation import check_compilation
+from training.devices import DeviceError, check_devices
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
@@ -70,25 +72,30 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         self.run_folder = run_folder
         trial_seed = context.get_trial_seed() if seed is None else seed
         self.ranks = Ranks(context.distributed.rank, context.distributed.size)
-        with _refused_as_invalid_hp():
-            self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
-            splits = load_data(self.hp)
-            sizes = self.hp.query_sizes(len(splits.train))
-            if self.hp.compile:
-                check_compilation(context.device)
+        self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
+        splits = load_data(self.hp)
+        sizes = self.hp.query_sizes(len(splits.train))
+        if self.hp.compile:
+            check_compilation(context.device)
         self.seed = trial_seed if self.hp.seed == -1 else self.hp.seed
-        if run_folder is not None:
-            run_folder.check_identity(
-                {"dataset": splits.name, "data": splits.fingerprint(), "seed": self.seed}
-            )
         train = splits.train.to(context.device)
         self.val = _part(splits.val, self.hp.evaluation_size).to(context.device)
         self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
         self.class_names = splits.class_names
         self.pool_images = splits.train.images
         oracle = SimulatedOracle.of_trial(self.hp, splits.train, self.seed)
-        with _refused_as_invalid_hp():
-            self.learner = ActiveLearner(self.hp, train, oracle, self.seed, self.ranks, _bar)
+        self.learner = ActiveLearner(self.hp, train, oracle, self.seed, self.ranks, _bar)
+        if run_folder is not None:
+            settings = dataclasses.asdict(self.hp)
+            settings.pop("data_dir")  # data may move, as long as they stay the same
+            run_folder.check_identity(
+                {
+                    "dataset": splits.name,
+                    "seed": self.seed,
+                    **{f"hyperparameters.{name}": value for name, value in settings.items()},
+                    "data": splits.fingerprint(),
+                }
+            )
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -344,12 +351,13 @@ def check_hyperparameters(values: Mapping[str, Any], ranks: int) -> Hyperparamet
 
 @contextlib.contextmanager
 def _refused_as_invalid_hp() -> Iterator[None]:
-    """On a cluster, let a search go on without a trial whose hyperparameters make none."""
+    """Let a search go on without a trial whose hyperparameters make none, or make it diverge.
+
+    Started again it would only end the same way, having gone on exactly.
+    """
     try:
         yield
-    except HyperparameterError as error:
-        if trial_on_cluster() is None:
-            raise
+    except (HyperparameterError, TrainingDivergedError) as error:
         logger.error("%s", error)
         raise det.InvalidHP(str(error)) from error
 
@@ -476,7 +484,16 @@ def fit(trial: PathMNISTTrial, checkpoint: str | None) -> None:
 
 def run_on_cluster(info: det.ClusterInfo) -> None:
     """The entrypoint of a task on a Determined cluster."""
-    with pytorch.init(hparams=info.trial.hparams) as context:
+    check_devices(os.environ, len(info.gpu_uuids), _processes_here())
+    # Determined has no public name for the experiment's configuration before a context is there.
+    slots = int(info.trial._config["resources"].get("slots_per_trial", 1))
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks > max(slots, 1):
+        raise DeviceError(
+            f"resources.slots_per_trial: {slots}, and {ranks} processes were started; raise it, "
+            "or leave their number to determined.launch.torch_distributed"
+        )
+    with pytorch.init(hparams=info.trial.hparams) as context, _refused_as_invalid_hp():
         fit(PathMNISTTrial(context), info.latest_checkpoint)
 
 
@@ -524,8 +541,35 @@ class _RunFolderMetrics(core.DummyTrainContext):
             self.folder.record_metrics(int(metrics["round"]), metrics)
 
 
+class _RunFolderCheckpoints(core.DummyCheckpointContext):
+    """Writes checkpoints into the run folder; a failure to says what to do."""
+
+    def __init__(self, distributed: core.DistributedContext, folder: Path) -> None:
+        super().__init__(distributed, storage.SharedFSStorageManager(str(folder / "checkpoints")))
+        self.folder = folder
+
+    @contextlib.contextmanager
+    def store_path(
+        self, metadata: dict[str, Any] | None = None, *, shard: bool = False
+    ) -> Iterator[tuple[Path, str]]:
+        try:
+            with super().store_path(metadata, shard=shard) as (path, storage_id):
+                yield path, storage_id
+        except (OSError, RuntimeError) as error:  # the latter: what torch.save makes of the former
+            raise _not_written("a checkpoint", self.folder, error) from error
+
+
+def _not_written(what: str, folder: Path, error: Exception) -> RunFolderError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
+    return RunFolderError(
+        f"{folder}: {what} cannot be written ({reason}); free some space, then go on with: "
+        f"python model_def.py --resume {folder}"
+    )
+
+
 def run_locally(arguments: argparse.Namespace) -> None:
     """Run, or go on with, an experiment on this machine."""
+    check_devices(os.environ, 0, _processes_here())
     distributed = _join_process_group()
     chief = distributed is None or distributed.rank == 0
     resumed: RunFolder | None = None
@@ -563,25 +607,29 @@ def run_locally(arguments: argparse.Namespace) -> None:
         return
     seed = config["reproducibility"]["experiment_seed"]
     with (
-        _without_code_copies(),
+        _as_wanted_off_the_cluster(),
         pytorch.init(
             hparams=config["hyperparameters"], exp_conf=config, distributed=distributed
         ) as context,
     ):
         # Off the cluster Determined has no public setting for where these two go.
-        context._core.checkpoint = core.DummyCheckpointContext(
-            context.distributed, storage.SharedFSStorageManager(str(path / "checkpoints"))
-        )
+        context._core.checkpoint = _RunFolderCheckpoints(context.distributed, path)
         if folder is not None:
             context._core.train = _RunFolderMetrics(folder)
-        trial = PathMNISTTrial(context, seed, folder)
-        if folder is not None:
-            folder.rewind(done)
         try:
+            trial = PathMNISTTrial(context, seed, folder)
+            if folder is not None:
+                folder.rewind(done)
             fit(trial, checkpoint)
         except KeyboardInterrupt:
             if chief:
                 logger.info("stopped; go on with: python model_def.py --resume %s", path)
+            raise
+        except OSError as error:
+            raise _not_written(str(error.filename or "a file"), path, error) from error
+        except ERRORS:
+            if folder is not None and resumed is None:
+                folder.discard_unless_begun()
             raise
     if chief:
         logger.info("done: %s", path)
@@ -624,10 +672,23 @@ def _join_process_group() -> core.DistributedContext | None:
 
 
 @contextlib.contextmanager
-def _without_code_copies() -> Iterator[None]:
-    """Keep Determined from copying the working folder, data and runs too, into each checkpoint."""
-    with mock.patch("determined.util.write_user_code"):
+def _as_wanted_off_the_cluster() -> Iterator[None]:
+    """Two things that Determined has no setting for.
+
+    It would copy the working folder, data and runs too, into each checkpoint. And it would count
+    the GPUs that nvidia-smi lists, some of which torch cannot use or is not meant to.
+    """
+    gpus = [str(number) for number in range(torch.cuda.device_count())]
+    with (
+        mock.patch("determined.util.write_user_code"),
+        mock.patch("determined.gpu.get_gpu_uuids", return_value=gpus),
+    ):
         yield
+
+
+def _processes_here() -> int:
+    """How many data-parallel processes torchrun or the cluster's launcher runs on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def _numbers(count: int) -> pytorch.DataLoader:
@@ -668,7 +729,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 # What a user can mend; each is one line that names the thing, its value and the remedy.
-ERRORS = (ConfigError, HyperparameterError, DataError, RunFolderError, PretrainedWeightsError)
+ERRORS = (
+    ConfigError,
+    HyperparameterError,
+    DataError,
+    DeviceError,
+    RunFolderError,
+    PretrainedWeightsError,
+)
 
 
 def _print_error(error: Exception) -> None:
@@ -688,14 +756,14 @@ def _print_error(error: Exception) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run on the cluster that the environment names, or on this machine; the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    info = trial_on_cluster()
-    if info is not None:
-        run_on_cluster(info)
-        return 0
-    logging.getLogger("determined").setLevel(logging.WARNING)
     arguments = parse_arguments(argv)
+    info = trial_on_cluster()
     try:
-        run_locally(arguments)
+        if info is not None:
+            run_on_cluster(info)
+        else:
+            logging.getLogger("determined").setLevel(logging.WARNING)
+            run_locally(arguments)
     except ERRORS as error:
         if arguments.traceback:
             raise

@@ -5,23 +5,30 @@
 Runs the digits, small, once undisturbed; then again, killed (SIGKILL) at random moments and gone
 on with by --resume until it ends, and so on until there have been enough kills. Images queried,
 metrics and the last checkpoint, weights and optimizer, are compared to the last bit. Prints how
-many kills were survived; the exit status is 1 where anything differs. (Python may note at the end
-that locks were left behind: they are those of the killed.)
+many kills were survived and what they cut off; the exit status is 1 where anything differs. (Python
+may note at the end that locks were left behind: they are those of the killed.)
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from active_learning import ActiveLearner
 from benchmarks import processes
+from reporting.run_folder import RunFolder
 
 CONFIG = processes.ROOT / "configs" / "digits.yaml"
 SETTINGS = {
@@ -34,6 +41,42 @@ SETTINGS = {
     "evaluation_size": 20,
     "between_rounds": "shrink_and_perturb",
 }
+
+
+# What a process is doing from one of these calls on, until the next.
+PHASES: tuple[tuple[type, str, str, str], ...] = (
+    (ActiveLearner, "query", "querying", "training"),
+    (ActiveLearner, "evaluate", "evaluating", "evaluating"),
+    (RunFolder, "draw_learning_curve", "between validation and checkpoint", ""),
+    (RunFolder, "record_checkpoint", "", "between rounds"),
+)
+
+
+def note_phases(file: Path) -> None:
+    """Have this process write to `file` what it is doing, so that a kill's witness can tell."""
+    note = functools.partial(file.write_text, encoding="utf-8")
+    for owner, name, before, after in PHASES:
+        setattr(owner, name, _noting(getattr(owner, name), before, after, note))
+    save = torch.save
+    torch.save = _noting(save, "writing a checkpoint", "", note)
+    note("starting")
+
+
+def _noting(
+    function: Callable[..., Any], before: str, after: str, note: Callable[[str], object]
+) -> Callable[..., Any]:
+    """`function`, with `before` and `after` noted on entry and exit, unless they are empty."""
+
+    @functools.wraps(function)
+    def noting(*arguments: Any, **options: Any) -> Any:
+        if before:
+            note(before)
+        result = function(*arguments, **options)
+        if after:
+            note(after)
+        return result
+
+    return noting
 
 
 def arguments_for(run: Path, rounds: int) -> list[str | Path]:
@@ -64,8 +107,8 @@ def next_arguments(run: Path, rounds: int) -> list[str | Path]:
 
 def kill_repeatedly(
     run: Path, rounds: int, kills: int, longest: float, generator: random.Random
-) -> int:
-    """Begin `run` and kill it until it ends, `kills` times at most; how often it was killed.
+) -> list[str]:
+    """Begin `run` and kill it until it ends, `kills` times at most; what each kill cut off.
 
     Args:
         longest: seconds that a process may live.
@@ -73,18 +116,23 @@ def kill_repeatedly(
     Raises:
         RuntimeError: a process ended by itself and not well.
     """
-    log = run.parent / "log.txt"
-    for killed in range(kills):
-        process = processes.start(next_arguments(run, rounds), log)
+    log, phase = run.parent / "log.txt", run.parent / "phase.txt"
+    cut_off: list[str] = []
+    while len(cut_off) < kills:
+        phase.write_text("starting", encoding="utf-8")
+        process = processes.start(
+            next_arguments(run, rounds), log, prepare=functools.partial(note_phases, phase)
+        )
         process.join(generator.uniform(0, longest))
         process.kill()
         status = processes.wait(process)
         if status == 0:
-            return killed
+            break
         if status != -signal.SIGKILL:
             raise RuntimeError(f"{run} ended with status {status}\n{log.read_text()}")
-        print(f"killed: {progress(run)}", flush=True)
-    return kills
+        cut_off.append(phase.read_text(encoding="utf-8") or "starting")
+        print(f"killed while {cut_off[-1]}: {progress(run)}", flush=True)
+    return cut_off
 
 
 def progress(run: Path) -> str:
@@ -112,20 +160,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Enough for starting and, in the mean, for a round or more.
         longest = 2.5 * seconds / arguments.rounds
         generator = random.Random(arguments.seed)
-        killed = runs = 0
+        cut_off: list[str] = []
+        runs = 0
         found = []
-        while killed < arguments.kills:
+        while len(cut_off) < arguments.kills:
             runs += 1
             run = folder / f"run {runs}"
-            left = arguments.kills - killed
-            killed += kill_repeatedly(run, arguments.rounds, left, longest, generator)
+            left = arguments.kills - len(cut_off)
+            cut_off += kill_repeatedly(run, arguments.rounds, left, longest, generator)
             run_to_the_end(next_arguments(run, arguments.rounds), folder / "log.txt")
             found += [f"{run.name}: {line}" for line in processes.differences(run, reference)]
             shutil.rmtree(run)
     for line in found:
         print(line)
+    for phase, count in Counter(cut_off).most_common():
+        print(f"{count} while {phase}")
     verdict = "DIFFERENT" if found else "identical to the last bit"
-    print(f"{killed} kills in {runs} runs: {verdict}")
+    print(f"{len(cut_off)} kills in {runs} runs: {verdict}")
     return 1 if found else 0
 
 

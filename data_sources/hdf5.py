@@ -21,6 +21,7 @@ from data_sources.raw import (
 from data_sources.resizing import resize
 
 BLOCK_BYTES = 32 * 2**20  # read and resized at a time, through a float32 copy
+MAX_IMAGE_BYTES = 2**28  # of one image as it is stored
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
@@ -78,6 +79,10 @@ def _read(path: Path, key: str, image_size: int | None) -> NDArray[np.generic]:
         if not isinstance(dataset, h5py.Dataset):
             found = ", ".join(map(repr, file)) or "nothing"
             raise DataError(f"{path}: no data set {key!r} (found: {found}); rename yours")
+        if file.get(key, getlink=True, getclass=True) is h5py.ExternalLink or dataset.external:
+            raise DataError(
+                f"{path}: {key}: its values lie in another file; copy them into this one"
+            )
         if image_size is None:
             return _read_labels(dataset, f"{path}: {key}")
         return _read_images(dataset, image_size, f"{path}: {key}")
@@ -118,6 +123,11 @@ def _read_images(dataset: Any, size: int, where: str) -> NDArray[np.uint8]:
             "give images as uint8 [N, H, W] or [N, H, W, C]"
         )
     count, channels = dataset.shape[0], (*dataset.shape, 1)[3]
+    if dataset.size // count > MAX_IMAGE_BYTES:
+        raise DataError(
+            f"{where}: one image of {dataset.shape[2]}x{dataset.shape[1]} pixels; "
+            "cut it into smaller ones"
+        )
     check_memory(where, count, size, channels)
     images = np.empty((count, size, size, channels), dtype=np.uint8)
     rows = max(1, BLOCK_BYTES * count // dataset.size)

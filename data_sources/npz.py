@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 
 from data_sources.raw import MAX_ARRAY_BYTES, DataError, describe_os_error
 
+# Images that anyone has looked at never shrink to so little; what does is made to fill memory.
+BOMB_RATIO = 400
+BOMB_BYTES = 2**28  # below which it does no harm
+
 
 def read_npz(path: Path, keys: Iterable[str] | None, remedy: str) -> dict[str, NDArray[np.generic]]:
     """The arrays `keys` of the .npz at `path`, or all for None, whatever their dtypes and shapes.
@@ -47,9 +51,11 @@ def _read_archive(
                 f"{path}: lacks {', '.join(missing)} (found: {found or 'nothing'}); {remedy}"
             )
         arrays = {}
+        left = MAX_ARRAY_BYTES
         for key in keys:
             try:
-                arrays[key] = _read_member(archive, archive.getinfo(f"{key}.npy"))
+                arrays[key] = _read_member(archive, archive.getinfo(f"{key}.npy"), left)
+                left -= arrays[key].nbytes
             # Decompression and numpy's header parser raise a dozen types on bad bytes; what a
             # user needs to know is the same for all of them.
             except Exception as error:
@@ -57,8 +63,13 @@ def _read_archive(
     return arrays
 
 
-def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.generic]:
-    """One array. All that its header claims is checked before a byte of it is decompressed."""
+def _read_member(
+    archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int
+) -> NDArray[np.generic]:
+    """One array of `limit` bytes at most.
+
+    All that its header claims is checked before a byte of it is decompressed.
+    """
     with archive.open(member) as stream:
         # Later versions are for record types only, and let a header itself claim 4 GB.
         version = npy.read_magic(stream)
@@ -69,8 +80,10 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[n
     if dtype.hasobject:
         raise ValueError("holds Python objects (a pickle), which are never loaded")
     claimed = math.prod(shape) * dtype.itemsize
-    if claimed > MAX_ARRAY_BYTES:
-        raise ValueError(f"claims {claimed:.3g} bytes (limit {MAX_ARRAY_BYTES:.3g})")
+    if claimed > limit:
+        raise ValueError(f"claims {claimed:.3g} bytes (limit {MAX_ARRAY_BYTES:.3g} in all)")
+    if claimed > BOMB_BYTES and claimed > BOMB_RATIO * member.compress_size:
+        raise ValueError(f"is {claimed} bytes packed into {member.compress_size}, a zip bomb")
     if claimed != member.file_size - header_bytes:
         raise ValueError(f"claims shape {shape} but has {member.file_size - header_bytes} bytes")
     with archive.open(member) as stream:

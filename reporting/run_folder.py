@@ -59,16 +59,17 @@ class RunFolder:
         Raises:
             RunFolderError: it holds something, or cannot be written.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise RunFolderError(
-                f"--output-dir {path}: exists and is not empty; name a new folder, or go on with "
-                f"that run by --resume {path}"
-            )
         folder = cls(path)
         try:
-            (path / "checkpoints").mkdir(parents=True, exist_ok=True)
-            (path / "tensorboard").mkdir(exist_ok=True)
+            if path.exists() and (not path.is_dir() or not _empty(path)):
+                raise RunFolderError(
+                    f"--output-dir {path}: exists and is not empty; name a new folder, or go on "
+                    f"with that run by --resume {path}"
+                )
+            path.mkdir(parents=True, exist_ok=True)
+            # First of all, so that a run killed from here on can be gone on with.
             write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
+            folder._make_subfolders()
         except OSError as error:
             raise RunFolderError(
                 f"--output-dir {path}: cannot be written ({error.strerror}); name another folder"
@@ -80,28 +81,57 @@ class RunFolder:
         """The existing run at `path` and its configuration.
 
         Raises:
-            RunFolderError: there is no run, or one of a newer format.
+            RunFolderError: there is no run, a damaged one, or one of a newer format.
         """
         try:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-            if (path / "run.json").exists():
-                run = json.loads((path / "run.json").read_text(encoding="utf-8"))
-                if run["format"] > FORMAT:
-                    raise RunFolderError(
-                        f"--resume {path}: format {run['format']}, written by a newer version; "
-                        f"this one reads up to {FORMAT}"
-                    )
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
-            if isinstance(error, RunFolderError):
-                raise
+        except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise RunFolderError(
-                f"--resume {path}: not a run folder ({error}); name one that a run has written"
+                f"--resume {path}: not a run folder ({_one_line(error)}); name one that a run has "
+                "written"
             ) from error
-        if not isinstance(config, dict):
-            raise RunFolderError(f"--resume {path}: config.yaml is damaged; start a new run")
+        if not isinstance(config, dict) or not isinstance(config.get("hyperparameters"), dict):
+            raise RunFolderError(
+                f"--resume {path}: config.yaml has no mapping `hyperparameters`; start a new run"
+            )
         folder = cls(path)
-        folder._read_tables()
+        for name, read in (
+            ("run.json", folder._check_format),
+            ("metrics.csv", folder._read_metrics),
+            ("queries.csv", folder._read_queries),
+            ("checkpoints.json", folder._read_checkpoints),
+        ):
+            file = path / name
+            try:
+                if file.exists():
+                    read(file)
+            except RunFolderError:
+                raise
+            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+                raise RunFolderError(
+                    f"--resume {path}: {name} is damaged ({_one_line(error)}); put it back as the "
+                    "run wrote it, or start a new run"
+                ) from error
+        try:
+            folder._make_subfolders()
+        except OSError as error:
+            raise RunFolderError(
+                f"--resume {path}: cannot be written ({error.strerror}); change its permissions, "
+                "or copy it"
+            ) from error
         return folder, config
+
+    def _check_format(self, file: Path) -> None:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        if run["format"] > FORMAT:
+            raise RunFolderError(
+                f"--resume {self.path}: format {run['format']}, written by a newer version; "
+                f"this one reads up to {FORMAT}: go on with the newer one"
+            )
+
+    def _make_subfolders(self) -> None:
+        self.checkpoints.mkdir(exist_ok=True)
+        (self.path / "tensorboard").mkdir(exist_ok=True)
 
     def check_identity(self, identity: Mapping[str, Any]) -> None:
         """Write down what this run is about, or compare with what was written down at its start.
@@ -122,6 +152,11 @@ class RunFolder:
                     f"--resume {self.path}: {name} was {before.get(name)!r} and is {value!r} now; "
                     "resume with what the run was started with"
                 )
+
+    def discard_unless_begun(self) -> None:
+        """Remove a new run that was refused, so that its name is free for the next attempt."""
+        if not (self.path / "run.json").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def record_end(self, uuid: str, reason: StopReason, rounds: int, labels: int) -> None:
         """Note in run.json that the run ended with checkpoint `uuid`, and why."""
@@ -214,18 +249,29 @@ class RunFolder:
         for leftover in self.path.glob(".*.tmp"):
             leftover.unlink()
 
-    def _read_tables(self) -> None:
-        for row in _read_csv(self.path / "metrics.csv"):
+    def _read_metrics(self, file: Path) -> None:
+        for row in _read_csv(file):
             self._metrics[int(row["round"])] = {
                 name: _number(text) for name, text in row.items() if text != ""
             }
-        self._queries = [
-            tuple(row.get(name, "") for name in QUERY_COLUMNS)
-            for row in _read_csv(self.path / "queries.csv")
+
+    def _read_queries(self, file: Path) -> None:
+        rows = _read_csv(file)
+        self._queries = [tuple(row.get(name, "") for name in QUERY_COLUMNS) for row in rows]
+        for row in self._queries:
+            int(row[0])
+
+    def _read_checkpoints(self, file: Path) -> None:
+        entries = json.loads(file.read_text(encoding="utf-8"))
+        self.checkpoint_entries = [
+            {
+                "uuid": str(entry["uuid"]),
+                "round": int(entry["round"]),
+                "val_loss": float(entry["val_loss"]),
+                "blake2b": dict(entry["blake2b"]),
+            }
+            for entry in entries
         ]
-        file = self.path / "checkpoints.json"
-        if file.exists():
-            self.checkpoint_entries = json.loads(file.read_text(encoding="utf-8"))
 
     # --- checkpoints -----------------------------------------------------------------------
 
@@ -298,9 +344,16 @@ def damaged_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
     return [name for name, digest in expected.items() if found.get(name) != digest]
 
 
+def _empty(folder: Path) -> bool:
+    """Whether nothing is in `folder` but what a start that was killed at once has left."""
+    return all(path.match(".*.tmp") for path in folder.iterdir())
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160] or type(error).__name__
+
+
 def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from hypothesis import HealthCheck, settings
 
 from active_learning import ActiveLearner, SimulatedOracle
 from data import ImageStore, Splits, load_splits
@@ -19,6 +21,15 @@ from training.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
+
+# The same examples every time; the fixtures that Hypothesis warns of hold no state.
+settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.load_profile("repeatable")
 
 SMALL: dict[str, Any] = {
     "architecture": "small_cnn",
@@ -34,6 +45,7 @@ SMALL: dict[str, Any] = {
     "scoring_batch_size": 32,
     "evaluation_size": 30,
     "reporting_period": 2,
+    "precision": "float32",  # what comes out must not depend on the CPU
 }
 
 
@@ -100,3 +112,11 @@ def make_learner(digits: Splits) -> Callable[..., ActiveLearner]:
         return ActiveLearner(hp, train, SimulatedOracle.of_trial(hp, train, seed), seed)
 
     return build
+
+
+@pytest.fixture
+def public_dir() -> Iterator[Path]:
+    """A folder that another user may enter, which pytest's own are not."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)

@@ -13,7 +13,7 @@ import functools
 import json
 import os
 import re
-import runpy
+import socket
 import subprocess
 import sys
 import threading
@@ -28,10 +28,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import determined as det
-from determined import constants
-from determined.common import constants as common_constants
 
 from benchmarks import processes
+from tests.container.sitecustomize import relocate
 
 TOKEN = "the-session-token"
 TOKEN_HEADER = "Grpc-Metadata-x-allocation-token"
@@ -314,7 +313,7 @@ class Trial:
             "DET_MASTER": self.master.url,
             "DET_CLUSTER_ID": "cluster",
             "DET_AGENT_ID": "agent",
-            "DET_SLOT_IDS": "[]",
+            "DET_SLOT_IDS": json.dumps(list(range(self.config["resources"]["slots_per_trial"]))),
             "DET_TASK_ID": "1.task",
             "DET_ALLOCATION_ID": self.allocation,
             "DET_SESSION_TOKEN": TOKEN,
@@ -344,14 +343,33 @@ class Trial:
         variables = self.environment(preempt_at, checkpoint)
         return processes.start([], self.log, variables, prepare)
 
-    def start_fresh(self) -> subprocess.Popen[bytes]:
-        """The same with an interpreter of its own, which imports everything anew."""
-        code = f"from tests import fake_master; fake_master.run_in_container({str(self.folder)!r})"
+    def start_fresh(self, preempt_at: Condition = None) -> subprocess.Popen[bytes]:
+        """The same as the master would: in interpreters of its own, by the entrypoint.
+
+        One process for a slot, or as many as there are slots, by Determined's launcher.
+        """
+        slots = self.config["resources"]["slots_per_trial"]
+        command = ["python3", str(processes.SCRIPT)]
+        if slots > 1:
+            command = ["python3", "-m", "determined.launch.torch_distributed", *command]
+        variables = self.environment(preempt_at)
+        code = (
+            "import os, pathlib, sys; from tests.fake_master import enter_container; "
+            "enter_container(pathlib.Path(os.environ.pop('ROOT'))); "
+            "os.environ['CONTAINER_ROOT'] = sys.argv[1]; os.execvp(sys.argv[2], sys.argv[2:])"
+        )
         with self.log.open("ab") as log:
             return subprocess.Popen(
-                [sys.executable, "-c", code],
+                [sys.executable, "-c", code, str(self.folder), *command],
                 cwd=processes.ROOT,
-                env={**os.environ, **self.environment()},
+                env={
+                    **os.environ,
+                    **variables,
+                    "ROOT": str(self.folder),
+                    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+                    "PYTHONPATH": str(processes.ROOT / "tests" / "container"),
+                    "C10D_PORT": str(free_port()),
+                },
                 stdout=log,
                 stderr=log,
             )
@@ -362,32 +380,19 @@ class Trial:
 
 
 def enter_container(folder: Path) -> None:
-    """Make this process see `folder` where Determined has fixed places in a container.
+    """Make this process see `folder` as the container's root, and its variables as files there.
 
-    Those are default arguments and constants of its own modules; then what Determined's entrypoint
-    does before it calls the user's: write down what the environment says.
+    The latter is what Determined's entrypoint does before it calls the user's.
     """
-    written: tuple[Any, ...] = (
-        det.ClusterInfo,
-        det.TrialInfo,
-        det.RendezvousInfo,
-        det.ResourcesInfo,
-    )
-    for kind in written:
-        for function in (kind._from_file.__func__, kind._to_file):
-            (path,) = function.__defaults__
-            function.__defaults__ = (f"{folder}{path}",)
-    common_constants.SHARED_FS_CONTAINER_PATH = str(folder / "determined_shared_fs")
-    constants.MANAGED_TRAINING_MODEL_COPY = f"{folder}{constants.MANAGED_TRAINING_MODEL_COPY}"
-
+    relocate(str(folder))
     det.ClusterInfo._from_env()._to_file()
     det.TrialInfo._from_env()._to_file()
     det.RendezvousInfo(["127.0.0.1"], 0, [0])._to_file()
     det.ResourcesInfo([])._to_file()
 
 
-def run_in_container(folder: str) -> None:
-    """`python model_def.py` in the container at `folder`."""
-    enter_container(Path(folder))
-    sys.argv = [str(processes.SCRIPT)]
-    runpy.run_path(str(processes.SCRIPT), run_name="__main__")
+def free_port() -> int:
+    """A TCP port of this machine that nobody listened to a moment ago."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -32,6 +32,7 @@ def build(strategy: str, ranks: Ranks = ALONE, **changes: Any) -> tuple[ActiveLe
     values = {
         "query_strategy": strategy,
         "candidate_pool_size": 41,
+        "batch_size": 6,
         "label_noise": 0.2,
         "uncertainty": "test_time_augmentation" if strategy == VIEWED else "mc_dropout",
         **changes,
@@ -50,14 +51,37 @@ def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
     return inputs
 
 
-def run_round(learner: ActiveLearner, val: ImageStore) -> dict[str, Any]:
-    """Query, train and evaluate once; everything about it that can be compared."""
+def record_embedded(learner: ActiveLearner) -> list[bytes]:
+    """A list that fills with the pixels of each image that the network embeds in eval mode."""
+    embedded: list[bytes] = []
+    embed = learner.network.embed
+
+    def recording(images: Tensor) -> Tensor:
+        if not learner.network.training:
+            embedded.extend(image.contiguous().numpy().tobytes() for image in images)
+        return embed(images)
+
+    learner.network.embed = recording  # type: ignore[method-assign]
+    return embedded
+
+
+def run_round(
+    learner: ActiveLearner, val: ImageStore, embedded: list[bytes] | None = None
+) -> dict[str, Any]:
+    """Query, train and evaluate once; everything about it that can be compared.
+
+    `embedded` is a list that `record_embedded` fills.
+    """
+    embedded = [] if embedded is None else embedded
+    embedded.clear()
     learner.query()
+    scored = list(embedded)
     for _ in range(learner.hp.batches_per_round):
         learner.train_step()
     metrics = learner.evaluate(val)
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
-    return {"learner": learner.state_dict(), "network": network, "metrics": metrics}
+    state = learner.state_dict()
+    return {"learner": state, "network": network, "metrics": metrics, "scored": scored}
 
 
 def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
@@ -71,7 +95,7 @@ def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
         ranks,
         precision="float32",
         self_supervised_steps=3,
-        self_supervised_batch_size=32,
+        self_supervised_batch_size=36,
         initial_pool="network_embeddings",
     )
     work = learner.pretraining
@@ -103,10 +127,11 @@ def main(folder: Path) -> None:
     for strategy in STRATEGIES:
         learner, val = build(strategy, ranks)
         inputs = record_inputs(learner)
+        embedded = record_embedded(learner)
         learner.train_network = DistributedDataParallel(learner.network)
         rounds = []
         while not learner.finished:
-            rounds.append(run_round(learner, val))
+            rounds.append(run_round(learner, val, embedded))
         content = {"rounds": rounds, "inputs": inputs}
         torch.save(content, folder / f"{strategy}-{os.environ['RANK']}.pt")
     torch.save(learn_without_labels(ranks), folder / f"no-labels-{ranks.rank}.pt")

@@ -6,6 +6,7 @@ What the master is told, and that a trial that was paused or killed ends as if i
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import shutil
 import signal
@@ -19,7 +20,7 @@ import yaml
 
 from benchmarks import processes
 from tests.conftest import ROOT, small_values
-from tests.fake_master import FakeMaster, Report, Request, Trial
+from tests.fake_master import FakeMaster, Report, Request, Trial, enter_container
 
 BATCHES_PER_ROUND, REPORTING_PERIOD = 5, 2
 LABELS = (10, 16, 22)  # after each round
@@ -37,7 +38,7 @@ GROUPS = {
 }  # fmt: skip
 
 
-def experiment(**changes: Any) -> dict[str, Any]:
+def experiment(slots: int = 0, **changes: Any) -> dict[str, Any]:
     """configs/digits.yaml, made small, with weights that move between rounds."""
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
     small = {
@@ -48,6 +49,7 @@ def experiment(**changes: Any) -> dict[str, Any]:
         "between_rounds": "shrink_and_perturb",
     }
     config["hyperparameters"] = small_values(**{**small, **changes})
+    config["resources"]["slots_per_trial"] = slots
     return dict(config)
 
 
@@ -279,3 +281,56 @@ def test_an_invalid_hyperparameter_is_no_crash(
     assert trial.master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
     assert trial.master.reports == []
     assert complaint in trial.log.read_text()
+
+
+def test_a_trial_that_diverges_is_dropped_by_the_search(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(
+        architecture="small_cnn", learning_rate=10, weight_decay=10, batches_per_round=80
+    )
+    assert processes.wait(trial.start()) == 0, trial.log.read_text()
+    master = trial.master
+    assert master.refused == []
+    assert master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
+    assert master.checkpoints == []  # weights that are no numbers are not kept
+    assert "the training loss is nan in round 0" in trial.log.read_text()
+
+
+def test_data_that_cannot_be_used_fail_the_trial_in_one_line(
+    make_trial: Callable[..., Trial], tmp_path: Path
+) -> None:
+    trial = make_trial(dataset="folder:none", data_dir=str(tmp_path))
+    assert processes.wait(trial.start()) == 2
+    assert trial.master.bodies("/early_exit") == []  # other trials would do no better
+    said = trial.log.read_text()
+    assert said.splitlines()[-1].startswith(f"error: {tmp_path}/none: cannot be read (No such")
+    assert "Traceback" not in said
+
+
+def test_more_ranks_than_slots_are_refused(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(slots=1)
+    variables = {**trial.environment(), "WORLD_SIZE": "3", "RANK": "0"}
+    prepare = functools.partial(enter_container, trial.folder)
+    assert processes.wait(processes.start([], trial.log, variables, prepare)) == 2
+    assert trial.log.read_text().splitlines()[-1] == (
+        "error: resources.slots_per_trial: 1, and 3 processes were started; raise it, or leave "
+        "their number to determined.launch.torch_distributed"
+    )
+
+
+def test_two_slots_paused_and_gone_on_with(make_trial: Callable[..., Trial]) -> None:
+    """By Determined's own launcher: the first rank speaks for all, a pause stops all."""
+    trial = make_trial(slots=2, architecture="small_cnn")
+    assert trial.start_fresh(report_of("training", 7)).wait(timeout=240) == 0, trial.log.read_text()
+    assert trial.master.acknowledged == [trial.allocation]
+    stopped = trial.master.checkpoints[-1]["metadata"]["steps_completed"]
+    assert 7 <= stopped <= 7 + REPORTING_PERIOD
+    assert trial.start_fresh().wait(timeout=240) == 0, trial.log.read_text()
+    master = trial.master
+    assert master.refused == []
+    ends = [BATCHES_PER_ROUND * (round_ + 1) for round_ in range(len(LABELS))]
+    assert [one.steps for one in master.of_group("validation")] == ends
+    assert [one.steps for one in master.of_group("training")] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
+    said = [one.values["labeled_samples"] for one in master.of_group("active_learning")]
+    assert said == list(LABELS)
+    acquired = trial.state()["callbacks"]["active_learning"]["acquired_round"]
+    assert [int((acquired == round_).sum()) for round_ in range(len(LABELS))] == [10, 6, 6]

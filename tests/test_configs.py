@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import yaml
-from determined.common.context import read_v1_context
 
 from tests.conftest import ROOT
 from training.experiment_config import load, sample
@@ -119,15 +118,6 @@ def test_determined_accepts_it(config_file: Path) -> None:
     config = yaml.safe_load(config_file.read_text(encoding="utf-8"))
     assert list(validator.iter_errors(config)) == []
     assert list(validator.iter_errors({**config, "serching": 1}))
-
-
-def test_context_sent_to_the_cluster_is_small_and_enough() -> None:
-    files = {item.path: item for item in read_v1_context(ROOT, [])}
-    size = sum(len(item.content or b"") for item in files.values())
-    assert size < 1_000_000 * 4 / 3  # base64
-    needed = {"model_def.py", "active_learning.py", "startup-hook.sh", "requirements.txt"}
-    assert needed <= files.keys()
-    assert not [p for p in files if p.startswith((".git/", "tests/", ".venv", "runs/", "images/"))]
 
 
 def test_only_model_def_knows_determined() -> None:

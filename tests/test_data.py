@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import struct
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from hypothesis import strategies as st
 from medmnist import INFO
 
 from data import DataError, ImageStore, Splits, channel_statistics, load_splits, normalise
+from tests.bad_input_makers import as_npz, good_arrays, plain_user
 
 Arrays = dict[str, Any]
 OWN_SPLIT: dict[str, Any] = {"split_seed": 0, "validation_fraction": 0.1, "test_fraction": 0.2}
@@ -32,46 +30,10 @@ def load(dataset: str, data_dir: str | Path, image_size: int = 28, **changes: An
     return load_splits(dataset, data_dir, image_size=image_size, **options)
 
 
-def good_arrays(size: int = 28) -> Arrays:
-    rng = np.random.default_rng(0)
-    arrays: Arrays = {}
-    for split, count in (("train", 8), ("val", 4), ("test", 6)):
-        arrays[f"{split}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
-        arrays[f"{split}_labels"] = (np.arange(count, dtype=np.uint8) % 2)[:, None]
-    return arrays
-
-
-def as_npz(arrays: Arrays) -> bytes:
-    file = io.BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
 def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
-
-
-@pytest.fixture
-def public_dir() -> Iterator[Path]:
-    """A folder that another user may enter, which pytest's own are not."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
-
-
-@contextmanager
-def plain_user() -> Iterator[None]:
-    """Root may read and write everything: step down for a while."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
 
 
 # --- what a good file gives ---------------------------------------------------------------------
@@ -135,94 +97,6 @@ def test_a_class_missing_from_a_held_out_split_is_warned_of(
 # --- bad files ----------------------------------------------------------------------------------
 
 
-def changed(**replace: Any) -> Callable[[], bytes]:
-    """A good file with some arrays replaced; a value of None leaves the array out."""
-
-    def make() -> bytes:
-        arrays = {**good_arrays(), **replace}
-        return as_npz({key: value for key, value in arrays.items() if value is not None})
-
-    return make
-
-
-def damaged_in_the_middle() -> bytes:
-    content = bytearray(as_npz(good_arrays()))
-    content[1000] ^= 0xFF
-    return bytes(content)
-
-
-def with_header(key: str, header: str, version: bytes = b"\x01\x00") -> Callable[[], bytes]:
-    """A good file but for one array, of which only the .npy header is there."""
-
-    def make() -> bytes:
-        arrays = good_arrays()
-        del arrays[key]
-        file = io.BytesIO(as_npz(arrays))
-        length = struct.pack("<H" if version == b"\x01\x00" else "<I", len(header))
-        with zipfile.ZipFile(file, "a", zipfile.ZIP_DEFLATED) as archive:
-            archive.writestr(f"{key}.npy", b"\x93NUMPY" + version + length + header.encode())
-        return file.getvalue()
-
-    return make
-
-
-def header(shape: str, dtype: str = "|u1") -> str:
-    return f"{{'descr': '{dtype}', 'fortran_order': False, 'shape': {shape}, }}\n"
-
-
-IMAGES = np.zeros((8, 28, 28), dtype=np.uint8)
-
-BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
-    "empty file": (lambda: b"", "not a whole .npz"),
-    "not a zip": (lambda: b"<html>404</html>" * 99, "not a whole .npz"),
-    "truncated": (lambda: as_npz(good_arrays())[:-400], "not a whole .npz"),
-    "damaged": (damaged_in_the_middle, "train_images"),
-    "missing key": (changed(val_labels=None), "lacks val_labels"),
-    "missing split": (changed(test_images=None, test_labels=None), "lacks test_images, test_la"),
-    "float images": (changed(train_images=IMAGES / 255), "train_images: dtype float64"),
-    "16-bit images": (changed(val_images=IMAGES.astype("u2")), "val_images: dtype uint16"),
-    "flat images": (changed(train_images=IMAGES.reshape(8, -1)), "train_images: shape (8, 784)"),
-    "image size": (changed(test_images=good_arrays(32)["test_images"]), "32x32 pixels, 28x28"),
-    "not square": (changed(train_images=IMAGES[:, :14]), "14x28 pixels"),
-    "channels": (changed(train_images=np.stack([IMAGES] * 3, 3)), "3 channels, 1 expected"),
-    "no images": (changed(val_images=IMAGES[:0], val_labels=IMAGES[:0, 0, 0]), "val_images: no im"),
-    "label count": (changed(train_labels=np.zeros(7, dtype=int)), "shape (7,) for 8 images"),
-    "multi-label": (changed(train_labels=np.zeros((8, 14), dtype=int)), "shape (8, 14) for 8"),
-    "scalar label": (changed(train_labels=np.int64(0)), "shape () for 8 images"),
-    "high label": (changed(val_labels=np.array([0, 1, 2, 0])), "label 2 out of range"),
-    "negative label": (changed(val_labels=np.array([0, 1, -1, 0])), "label -1 out of range"),
-    "huge label": (changed(val_labels=np.array([0, 1, 2**64 - 1, 0], "u8")), "out of range"),
-    "NaN label": (changed(val_labels=np.array([np.nan, 1, 0, 0])), "beginning [nan, 1.0"),
-    "text label": (changed(val_labels=np.array(["a\nb"] * 4)), "beginning ['a\\nb'"),
-    "one class": (changed(train_labels=np.zeros(8, dtype=int)), "no image of class 'normal, ben"),
-    "one class held out": (changed(val_labels=np.ones(4, dtype=int)), "no image of class 'malig"),
-    "pickled labels": (changed(val_labels=np.array([0, 1, {}, 0], dtype=object)), "pickle"),
-    "claims 1e15 images": (with_header("val_images", header("(10**15, 28, 28)")), "val_images"),
-    "claims 8e14 bytes": (
-        with_header("val_images", header(f"({10**12}, 28, 28)")),
-        "claims 7.84e+",
-    ),
-    "claims more than there": (with_header("val_images", header("(4, 28, 28)")), "has 0 bytes"),
-    "long header": (
-        with_header("val_images", header("(4, 28, 28)"), version=b"\x02\x00"),
-        "version (2, 0)",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FILES)
-def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, case: str) -> None:
-    make, expected = BAD_FILES[case]
-    path = tmp_path / f"{FLAG}.npz"
-    path.write_bytes(make())
-    with pytest.raises(DataError) as error:
-        load(FLAG, tmp_path)
-    message = one_line(error)
-    assert message.startswith(str(path))
-    assert expected in message
-    assert len(message) < 400
-
-
 @settings(deadline=None, max_examples=100)
 @given(content=st.binary(max_size=300), is_zip=st.booleans())
 def test_random_bytes_raise_nothing_else(
@@ -261,58 +135,11 @@ def test_a_damaged_file_raises_nothing_else(
 # --- bad names and places -----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("dataset", "image_size", "expected"),
-    [
-        ("pathmist", 28, "did you mean 'pathmnist'"),
-        ("PathMNIST", 28, "did you mean 'pathmnist'"),
-        ("digit", 28, "did you mean 'digits'"),
-        ("folder", 28, "did you mean 'folder:NAME'"),
-        ("zzz", 28, "choose one of: bloodmnist"),
-        ("", 28, "unknown name ''"),
-        ("chestmnist", 28, "chestmnist is multi-label"),
-        ("organmnist3d", 28, "organmnist3d is three-dimensional"),
-        ("folder:", 28, "no paths"),
-        ("folder:..", 28, "no paths"),
-        ("folder:/etc", 28, "no paths"),
-        ("hdf5:a/b", 28, "no paths"),
-        ("pathmnist", 32, "28 and 64, not 32"),
-        ("pathmnist", 0, "0 is not a size"),
-    ],
-)
-def test_a_name_or_size_that_cannot_be_used(
-    tmp_path: Path, dataset: str, image_size: int, expected: str
-) -> None:
-    with pytest.raises(DataError) as error:
-        load(dataset, tmp_path, image_size)
-    assert expected in one_line(error)
-
-
 def test_a_missing_file_without_download_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(DataError) as error:
         load(FLAG, tmp_path / "none")
     assert f"{tmp_path}/none/{FLAG}.npz: no such file" in one_line(error)
     assert INFO[FLAG]["url"] in one_line(error)
-
-
-def test_data_dir_that_is_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(DataError, match="is a file; give a folder"):
-        load(FLAG, tmp_path / "file")
-    with pytest.raises(DataError, match="Not a directory"):
-        load(FLAG, tmp_path / "file" / "below")
-
-
-def test_a_folder_in_place_of_the_file(tmp_path: Path) -> None:
-    (tmp_path / f"{FLAG}.npz").mkdir()
-    with pytest.raises(DataError, match="Is a directory"):
-        load(FLAG, tmp_path)
-
-
-def test_a_file_without_read_permission(public_dir: Path) -> None:
-    (public_dir / f"{FLAG}.npz").touch(mode=0)
-    with plain_user(), pytest.raises(DataError, match=r"npz: cannot be read \(Permission denied\)"):
-        load(FLAG, public_dir)
 
 
 @pytest.mark.parametrize("below", ["", "new"])

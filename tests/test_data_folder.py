@@ -178,56 +178,6 @@ def test_broken_links_are_named(data_dir: Path, target: str) -> None:
     assert "cannot be read" in failure(data_dir)
 
 
-def save_cut(path: Path) -> None:
-    save(path, noise(99, 99, 99))
-    os.truncate(path, 5000)
-
-
-def save_pages(path: Path) -> None:
-    page = Image.fromarray(noise(0))
-    page.save(path, save_all=True, append_images=[page, page])
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "expected"),
-    [
-        ("text.png", lambda path: path.write_text("hello"), "cannot identify"),
-        ("empty.png", lambda path: path.touch(), "cannot identify"),
-        ("cut.png", save_cut, "truncated"),
-        ("gif.png", lambda path: Image.new("L", (9, 9)).save(path, "GIF"), "cannot identify"),
-        ("deep.png", lambda path: save(path, np.zeros((9, 9), dtype=np.uint16)), "mode I"),
-        ("deep.tif", lambda path: save(path, np.zeros((9, 9), dtype=np.float32)), "mode F"),
-        ("stack.tif", save_pages, "3 pages"),
-    ],
-)
-def test_an_unusable_image_is_named(data_dir: Path, name: str, write: Any, expected: str) -> None:
-    path = data_dir / "set" / "a" / name
-    write(path)
-    message = failure(data_dir)
-    assert message.startswith(f"{path}: unusable image (")
-    assert expected in message
-    assert not list(data_dir.glob(".cache/*.npz"))
-
-
-def test_folders_that_are_no_data_set(data_dir: Path) -> None:
-    root = data_dir / "set"
-    (root / "empty").mkdir()
-    assert f"{root}/empty: no image" in failure(data_dir)
-    shutil.rmtree(root / "empty")
-    shutil.rmtree(root / "b")
-    assert f"{root}: 1 class folders" in failure(data_dir)
-    shutil.rmtree(root)
-    assert f"{root}: cannot be read (No such file" in failure(data_dir)
-    root.touch()
-    assert f"{root}: cannot be read (Not a directory" in failure(data_dir)
-
-
-def test_a_class_of_two(data_dir: Path) -> None:
-    save(data_dir / "set" / "c" / "x.png", noise(98))
-    save(data_dir / "set" / "c" / "y.png", noise(99))
-    assert "class 'c': 2 distinct images" in failure(data_dir)
-
-
 def test_more_than_memory(data_dir: Path) -> None:
     with pytest.raises(DataError, match="lower image_size"):
         load(data_dir, image_size=100_000)

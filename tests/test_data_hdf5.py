@@ -62,31 +62,6 @@ def test_blocks_make_up_the_whole(
     np.testing.assert_allclose(halved.float().mean((2, 3)), means, atol=12)
 
 
-@pytest.mark.parametrize(
-    ("file", "arrays", "expected"),
-    [
-        ("train_x", {"x": np.zeros((10, SIZE, SIZE, 3))}, "train_x.h5: x: float64 of shape"),
-        ("train_x", {"x": np.zeros((10, 64), dtype=np.uint8)}, "of shape (10, 64)"),
-        ("train_x", {"x": np.zeros((0, 8, 8, 3), dtype=np.uint8)}, "of shape (0, 8, 8, 3)"),
-        ("test_x", {"x": np.zeros((10, 8, 8, 2), dtype=np.uint8)}, "2 channels, 3 expected"),
-        ("test_x", {"images": np.zeros(3)}, "no data set 'x' (found: 'images')"),
-        ("valid_y", {"y": np.zeros(9, dtype=int)}, "shape (9,) for 10 images"),
-        ("valid_y", {"y": np.full(10, 2)}, "no image of class '2'"),
-        ("train_y", {"y": np.full(10, np.nan)}, "y: float64 of shape (10,)"),
-        ("train_y", {"y": np.zeros(10, dtype=int)}, "no image of class '1'"),
-        ("train_y", {"y": np.arange(10) % 2 * 5}, "label 5 out of range"),
-    ],
-)
-def test_bad_files_are_named(
-    tmp_path: Path, images: object, file: str, arrays: dict[str, Any], expected: str
-) -> None:
-    write(tmp_path / f"camelyon_{file}.h5", **arrays)
-    with pytest.raises(DataError) as error:
-        load(tmp_path)
-    assert expected in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_damaged_and_missing_files(tmp_path: Path, images: object) -> None:
     path = tmp_path / "camelyon_valid_x.h5"
     path.write_bytes(path.read_bytes()[:500])

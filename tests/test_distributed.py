@@ -1,11 +1,15 @@
-"""Two data-parallel processes (gloo, on CPUs): the same experiment as one, shared out."""
+"""Two and three data-parallel processes (gloo, on CPUs): the experiment of one, shared out."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
-import socket
 import subprocess
 import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +18,16 @@ import torch
 import yaml
 
 from benchmarks import processes
+from reporting.run_folder import RunFolder
 from tests import ranks_driver
+from tests.bad_input_makers import as_npz, good_arrays
 from tests.conftest import small_values
-
-RANKS = 2
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+from tests.fake_master import free_port
 
 
-def torchrun(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc-per-node 2 ARGUMENTS`, with its output."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(RANKS)]
+def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc-per-node RANKS ARGUMENTS`, with its output."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return subprocess.run(
         [*launcher, "--master-port", str(free_port()), *map(str, arguments)],
         cwd=processes.ROOT,
@@ -51,15 +50,16 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def by_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+@pytest.fixture(scope="module", params=[2, 3])
+def by_rank(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
     """What each rank of the driver left behind, by strategy."""
     folder = tmp_path_factory.mktemp("ranks")
-    processes.warm_up()
-    done = torchrun("-m", "tests.ranks_driver", folder)
+    done = torchrun(request.param, "-m", "tests.ranks_driver", folder)
     assert done.returncode == 0, done.stdout
     return {
-        strategy: [torch.load(folder / f"{strategy}-{rank}.pt") for rank in range(RANKS)]
+        strategy: [torch.load(folder / f"{strategy}-{rank}.pt") for rank in range(request.param)]
         for strategy in (*ranks_driver.STRATEGIES, "no-labels")
     }
 
@@ -68,26 +68,34 @@ def by_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
 def test_ranks_hold_the_same_pool_and_network(
     by_rank: dict[str, list[dict[str, Any]]], strategy: str
 ) -> None:
-    first, second = by_rank[strategy]
+    first, *others = by_rank[strategy]
     assert len(first["rounds"]) == 3
-    for one, other in zip(first["rounds"], second["rounds"], strict=True):
-        assert processes.same(one, other)
+    for other in others:
+        for one, another in zip(first["rounds"], other["rounds"], strict=True):
+            for name in ("learner", "network", "metrics"):
+                assert processes.same(one[name], another[name])
 
 
 @pytest.mark.parametrize("strategy", ranks_driver.STRATEGIES)
 def test_one_rank_evaluates_and_chooses_the_same(
     by_rank: dict[str, list[dict[str, Any]]], strategy: str
 ) -> None:
-    rounds = by_rank[strategy][0]["rounds"]
-    for done, following in zip(rounds, [*rounds[1:], None], strict=True):
+    ranks = [rank["rounds"] for rank in by_rank[strategy]]
+    for number, done in enumerate(ranks[0]):
         learner, val = ranks_driver.build(strategy)
         learner.network.load_state_dict(done["network"])
         learner.load_state_dict(done["learner"])
         assert learner.evaluate(val) == pytest.approx(done["metrics"], abs=1e-6)
-        if following is not None:
-            learner.query()
-            chosen = learner.pool.acquired_round
-            assert torch.equal(chosen, following["learner"]["acquired_round"])
+        if number + 1 == len(ranks[0]):
+            break
+        scored = ranks_driver.record_embedded(learner)
+        learner.query()
+        chosen = learner.pool.acquired_round
+        assert torch.equal(chosen, ranks[0][number + 1]["learner"]["acquired_round"])
+        # Each image is scored by one rank, and all of them are.
+        shares = [image for rank in ranks for image in rank[number + 1]["scored"]]
+        assert sorted(shares) == sorted(scored)
+        assert (strategy == "random") == (scored == [])
 
 
 def test_ranks_train_together_on_the_images_of_one(
@@ -104,13 +112,13 @@ def test_ranks_train_together_on_the_images_of_one(
         for tensor, *pieces in zip(whole, *parts, strict=True):
             together = torch.empty_like(tensor)
             for rank, piece in enumerate(pieces):
-                together[rank::RANKS] = piece
+                together[rank :: len(pieces)] = piece
             assert torch.equal(together, tensor)
 
 
 def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, Any]]]) -> None:
-    first, second = by_rank["no-labels"]
-    assert processes.same(first, second)
+    first, *others = by_rank["no-labels"]
+    assert all(processes.same(first, other) for other in others)
     alone = ranks_driver.learn_without_labels()["gradients"]
     assert len(alone) == len(first["gradients"]) > 0
     for one, together in zip(alone, first["gradients"], strict=True):
@@ -122,11 +130,45 @@ def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, A
     assert torch.equal(learner.query().indices, first["chosen"])
 
 
-def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
+def rank_entry(ranks: int, setup: dict[str, Any], *arguments: str | Path) -> Any:
+    return torchrun(ranks, "-m", "tests.rank_entry", json.dumps(setup), *arguments)
+
+
+def test_a_run_of_two_ranks_ends_well_on_data_that_one_downloads(tmp_path: Path) -> None:
+    content = as_npz(good_arrays())
+    requests = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            requests.append(self.path)
+            time.sleep(1)  # in which the other rank could begin as well
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
     run = tmp_path / "run"
-    config = write_config(tmp_path, self_supervised_steps=3, self_supervised_batch_size=32)
-    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
+    changes: dict[str, Any] = {
+        "dataset": "breastmnist",
+        "image_size": 28,
+        "data_dir": str(tmp_path / "data"),
+        "self_supervised_steps": 3,
+        "self_supervised_batch_size": 32,
+    }
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        setup = {
+            "url": f"http://127.0.0.1:{server.server_port}/file.npz",
+            "md5": hashlib.md5(content).hexdigest(),
+        }
+        config = write_config(tmp_path, **changes)
+        done = rank_entry(2, setup, "--config", config, "--output-dir", run)
+        server.shutdown()
     assert done.returncode == 0, done.stdout
+    assert requests == ["/file.npz"]
     assert done.stdout.count("learning without labels: step 3 of 3") == 1
     queries = processes.read_rows(run / "queries.csv")
     assert [row["round"] for row in queries] == ["0"] * 10 + ["1"] * 6 + ["2"] * 6
@@ -146,42 +188,59 @@ def test_a_run_of_two_ranks_ends_well(tmp_path: Path) -> None:
 def test_ranks_stop_together(tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = write_config(tmp_path, stop_below_uncertainty=10.0)
-    done = torchrun(processes.SCRIPT, "--config", config, "--output-dir", run)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.count("the run is over: the pool's mean uncertainty") == 1
+    log = tmp_path / "log.txt"
+    both = start_ranks(["--config", config, "--output-dir", run], log)
+    assert [processes.wait(process) for process in both] == [0, 0], log.read_text()
+    assert log.read_text().count("the run is over: the pool's mean uncertainty") == 1
     assert [row["round"] for row in processes.read_rows(run / "metrics.csv")] == ["0"]
 
 
-def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("fails", ["kill", "raise"])
+def test_a_rank_that_fails_takes_the_others_with_it(tmp_path: Path, fails: str) -> None:
+    """In the middle of training, while the first waits for its gradients: nothing hangs."""
+    run = tmp_path / "run"
+    config = write_config(tmp_path)
+    done = rank_entry(2, {"fails": fails}, "--config", config, "--output-dir", run)
+    assert done.returncode != 0
+    assert ("the second rank has failed" in done.stdout) == (fails == "raise")
+    folder, _ = RunFolder.open(run)  # and the checkpoint of the round before is whole
+    assert folder.latest_checkpoint() is not None
+    assert [entry["round"] for entry in folder.checkpoint_entries] == [0]
+
+
+def test_a_refusal_by_the_first_rank_is_one_line(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     (run / "something").touch()
-    done = torchrun(processes.SCRIPT, "--config", write_config(tmp_path), "--output-dir", run)
-    assert done.returncode != 0
-    # The folder is the first rank's business; the second was waiting to hear of it.
-    assert done.stdout.count("error: ") == 1
-    assert f"error: --output-dir {run}: exists and is not empty" in done.stdout
+    log = tmp_path / "log.txt"
+    first, second = start_ranks(["--config", write_config(tmp_path), "--output-dir", run], log)
+    assert processes.wait(first) == 2
+    second.kill()  # as torchrun does; it was waiting to hear of the folder
+    processes.wait(second)
+    assert log.read_text().count("error: ") == 1
+    assert f"error: --output-dir {run}: exists and is not empty" in log.read_text()
+
+
+def start_ranks(arguments: list[str | Path], log: Path) -> list[Any]:
+    """Two ranks without torchrun, which start sooner."""
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+    }
+    return [
+        processes.start(arguments, log, {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(2)
+    ]
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_in_one_line(tmp_path: Path) -> None:
     config = write_config(tmp_path, batch_size=7)
     log = tmp_path / "log.txt"
-    common = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "WORLD_SIZE": str(RANKS),
-        "LOCAL_WORLD_SIZE": str(RANKS),
-        "GROUP_RANK": "0",
-        "GROUP_WORLD_SIZE": "1",
-    }
-    both = [
-        processes.start(
-            ["--config", config, "--output-dir", tmp_path / "run"],
-            log,
-            {**common, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-        )
-        for rank in range(RANKS)
-    ]
+    both = start_ranks(["--config", config, "--output-dir", tmp_path / "run"], log)
     assert [processes.wait(process) for process in both] == [2, 2]
     assert log.read_text() == (
         "error: hyperparameters.batch_size: 7 cannot be shared by 2 processes; "

@@ -154,7 +154,7 @@ class TestOverride:
             ("a.x=1", "has no a.x"),
             ("b=1", "has no b"),
             ("a.b.c=1", "has no a.b.c"),
-            ("d={", "'{' is not a YAML value"),
+            ("d={", "'{' is no YAML value"),
         ],
     )
     def test_refuses(self, assignment: str, message: str) -> None:

@@ -150,52 +150,6 @@ def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert isinstance(used["learning_rate"], float)
 
 
-def broken_npz(folder: Path) -> None:
-    (folder / "pathmnist.npz").write_bytes(b"PK\x03\x04 half a file")
-
-
-REFUSED: list[tuple[list[str], str]] = [
-    (["--config", "none.yaml"], "--config none.yaml: No such file"),
-    ([*DIGITS, "hyperparameters.bach_size=8"], "has no hyperparameters.bach_size"),
-    ([*DIGITS, "hyperparameters.batch_size"], "no `=` in it"),
-    ([*DIGITS, "hyperparameters.batch_size=11"], "batch_size: 11 is more than the 10"),
-    ([*DIGITS, "hyperparameters.query_strategy=margni"], "did you mean 'margin'?"),
-    ([*DIGITS, "hyperparameters.label_budget=5000"], "label_budget: 5000 is more than the 1259"),
-    ([*DIGITS, "hyperparameters.dataset=pathmist"], "did you mean 'pathmnist'"),
-    ([*DIGITS, "hyperparameters.dataset=chestmnist"], "chestmnist is multi-label"),
-    ([*DIGITS, "reproducibility.experiment_seed=x"], "reproducibility.experiment_seed: 'x'"),
-    (
-        [*DIGITS, "hyperparameters.dataset=pathmnist", "hyperparameters.image_size=28"],
-        "pathmnist.npz",
-    ),
-    (
-        [*DIGITS, "hyperparameters.architecture=resnet18", "hyperparameters.pretrained=true"],
-        "the ImageNet weights of resnet18 cannot be loaded",
-    ),
-    (["--resume", "nowhere"], "--resume nowhere: not a run folder"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[m for _, m in REFUSED])
-def test_bad_input_is_one_line_and_no_training(
-    arguments: list[str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    (tmp_path / "data").mkdir()
-    broken_npz(tmp_path / "data")
-    assert model_def.main(arguments) == 2
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("error: ")
-    assert message in last
-    assert not list(tmp_path.glob("runs/*/metrics.csv"))
-
-
 def test_existing_output_is_not_touched(
     finished: tuple[Path, str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,27 +15,24 @@ import pytest
 import yaml
 
 from benchmarks import processes
-from benchmarks.processes import read_rows
 from reporting.run_folder import RunFolder
 from tests.conftest import small_values
+from tests.kill_points import KillPoint
 
-ROUNDS = 3
+ROUNDS = 5
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Settings whose checkpoints take a while to write and whose pool takes a while to score.
-
-    Rounds are no multiple of the reports' period, so that a resumed run has to find its beat.
-    """
+    """Rounds are no multiple of the reports' period, so that a resumed run has to find its beat."""
     values = small_values(
-        architecture="resnet18",
         rounds=ROUNDS,
         batches_per_round=5,
         reporting_period=2,
         candidate_pool_size=0,
         label_noise=0.2,
         label_noise_kind="confusion",
+        between_rounds="shrink_and_perturb",
     )
     content = {"hyperparameters": values, "reproducibility": {"experiment_seed": 7}}
     path = tmp_path_factory.mktemp("config") / "small.yaml"
@@ -67,16 +64,6 @@ def resume(run: Path) -> str:
     return log.read_text()
 
 
-def metrics_row(run: Path, round_: int) -> dict[str, str]:
-    """The round's row of metrics.csv, without what is yet to come."""
-    rows = [row for row in read_rows(run / "metrics.csv") if row["round"] == str(round_)]
-    return {name: value for row in rows for name, value in row.items() if value}
-
-
-def queried(run: Path, round_: int) -> bool:
-    return any(row["round"] == str(round_) for row in read_rows(run / "queries.csv"))
-
-
 def listed(run: Path) -> list[dict[str, Any]]:
     """What checkpoints.json lists, oldest first."""
     try:
@@ -85,99 +72,58 @@ def listed(run: Path) -> list[dict[str, Any]]:
         return []
 
 
-def half_written(run: Path) -> bool:
-    """Whether a checkpoint is there that is neither listed nor finished with."""
-    known = {entry["uuid"] for entry in listed(run)}
-    return any(
-        folder.name not in known and not (folder / "metadata.json").exists()
-        for folder in run.glob("checkpoints/*")
-        if (folder / "state_dict.pth").exists()
-    )
+TRAINED = "training.metrics:TrainingMeter.update"  # at each step's end
+SCORED = "resnet_custom:SplitNetwork.monte_carlo_logits"  # for each block of candidates
+LABELLED = "active_learning:LabeledPool.add"
+RENAMED = "os:replace"  # a file written under a temporary name gets its own
 
-
-def as_configured(run: Path) -> bool:
-    return (run / "config.yaml").exists()
-
-
-def training_first_round(run: Path) -> bool:
-    return metrics_row(run, 0).get("steps") in ("2", "4")
-
-
-def writing_first_checkpoint(run: Path) -> bool:
-    return not listed(run) and half_written(run)
-
-
-def scoring_second_round(run: Path) -> bool:
-    return len(listed(run)) == 1 and not queried(run, 1)
-
-
-def second_round_queried(run: Path) -> bool:
-    return queried(run, 1) and "steps" not in metrics_row(run, 1)
-
-
-def second_round_validated(run: Path) -> bool:
-    return "val_loss" in metrics_row(run, 1) and len(listed(run)) == 1
-
-
-def writing_second_checkpoint(run: Path) -> bool:
-    return len(listed(run)) == 1 and half_written(run)
-
-
-def training_last_round(run: Path) -> bool:
-    return metrics_row(run, 2).get("steps") in ("12", "14")
-
-
-# Each with the seconds that pass from its beginning to the kill.
-MOMENTS: list[tuple[Callable[[Path], bool], float]] = [
-    (as_configured, 0),
-    (training_first_round, 0),
-    (writing_first_checkpoint, 0),
-    (scoring_second_round, 0.1),
-    (second_round_queried, 0),
-    (second_round_validated, 0),
-    (writing_second_checkpoint, 0),
-    (training_last_round, 0),
+# For each round that a kill is followed by, in order: where the process that goes on is killed.
+KILLS: list[tuple[int, KillPoint]] = [
+    (0, KillPoint(RENAMED, file="config.yaml")),
+    (0, KillPoint("reporting.run_folder:RunFolder._make_subfolders")),
+    (0, KillPoint(RENAMED, file="run.json")),
+    (0, KillPoint(LABELLED)),
+    (0, KillPoint(TRAINED, call=2)),
+    (0, KillPoint(RENAMED, file="queries.csv")),
+    (0, KillPoint(RENAMED, call=2, file="metrics.csv")),  # the first report of training
+    (0, KillPoint("active_learning:ActiveLearner.evaluate", call=2)),
+    (0, KillPoint("reporting.run_folder:RunFolder.draw_learning_curve", where="after")),
+    (0, KillPoint("torch:save", where="within")),
+    (0, KillPoint("pickle:dump")),  # trial_state.pkl is open and empty
+    (0, KillPoint("json:dump", call=2)),  # metadata.json is, the last file of a checkpoint
+    (0, KillPoint("reporting.run_folder:RunFolder.record_checkpoint")),
+    (0, KillPoint(RENAMED, file="checkpoints.json")),
+    (1, KillPoint("reporting.run_folder:RunFolder.record_checkpoint", where="after")),
+    (1, KillPoint(SCORED, call=5)),
+    (1, KillPoint("active_learning:shrink_and_perturb", where="after")),
+    (1, KillPoint(TRAINED)),
+    (1, KillPoint(RENAMED, file="queries.csv")),
+    (1, KillPoint(TRAINED, call=5, where="after")),
+    (1, KillPoint("reporting.run_folder:RunFolder.draw_learning_curve", where="after")),
+    (1, KillPoint("torch:save", where="within")),
+    (1, KillPoint(RENAMED, file="checkpoints.json")),
+    (3, KillPoint(TRAINED, call=14)),  # two rounds on
+    (4, KillPoint("shutil:rmtree", where="within")),  # of a checkpoint no longer needed
+    (4, KillPoint("torch:save", where="within")),
+    (5, KillPoint("reporting.run_folder:RunFolder.record_checkpoint", where="after")),
 ]
 
 
-def kill_at(
-    run: Path, arguments: list[str | Path], moment: Callable[[Path], bool], delay: float
-) -> None:
-    """Start a process for `run` and kill it when `moment` has come and `delay` seconds gone by."""
-    log = run.parent / "log.txt"
-    assert not moment(run), f"{moment.__name__} lies behind"
-    process = processes.start(arguments, log)
-    deadline = time.monotonic() + 120
-    while not moment(run):
-        assert process.is_alive(), f"{moment.__name__} never came\n{log.read_text()}"
-        assert time.monotonic() < deadline, f"{moment.__name__} takes too long"
-        time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    assert processes.wait(process) == -signal.SIGKILL
-    assert moment(run), f"{moment.__name__} was over when the signal came"
-
-
-def test_killed_at_every_kind_of_moment(config: Path, undisturbed: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+def test_killed_at_many_points(config: Path, undisturbed: Path, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log.txt"
     arguments: list[str | Path] = ["--config", config, "--output-dir", run]
-    for moment, delay in MOMENTS:
-        kill_at(run, arguments, moment, delay)
-        arguments = ["--resume", run]
+    for rounds, point in KILLS:
+        process = processes.start(arguments, log, prepare=point.arm)
+        assert processes.wait(process) == -signal.SIGKILL, f"{point}\n{log.read_text()}"
+        assert max((entry["round"] + 1 for entry in listed(run)), default=0) == rounds, str(point)
+        if (run / "config.yaml").exists():
+            arguments = ["--resume", run]
     resume(run)
     assert processes.differences(run, undisturbed) == []
     # Nothing is left over of what the kills cut off.
     written = {folder.name for folder in run.glob("checkpoints/*")}
     assert written == {entry["uuid"] for entry in listed(run)}
     assert not list(run.glob(".*.tmp"))
-
-
-def learning_without_labels(run: Path) -> bool:
-    return (run / "self_supervision.pth").exists() and not (run / "backbone.safetensors").exists()
-
-
-def learnt_without_labels(run: Path) -> bool:
-    return (run / "backbone.safetensors").exists() and not listed(run)
 
 
 def test_killed_before_the_first_round_is_done(tmp_path: Path) -> None:
@@ -197,33 +143,96 @@ def test_killed_before_the_first_round_is_done(tmp_path: Path) -> None:
     arguments: list[str | Path] = ["--config", config, "--output-dir", undisturbed]
     assert processes.wait(processes.start(arguments, log)) == 0, log.read_text()
     arguments = ["--config", config, "--output-dir", run]
-    for moment in (learning_without_labels, learnt_without_labels):
-        kill_at(run, arguments, moment, 0)
+    for point in (
+        KillPoint(RENAMED, call=2, where="after", file="self_supervision.pth"),  # not done yet
+        KillPoint(TRAINED),  # done, and no checkpoint yet
+    ):
+        process = processes.start(arguments, log, prepare=point.arm)
+        assert processes.wait(process) == -signal.SIGKILL, f"{point}\n{log.read_text()}"
         arguments = ["--resume", run]
     said = resume(run)
     assert "learning without labels" not in said  # that is done
     assert processes.differences(run, undisturbed) == []
-    steps = [row["step"] for row in read_rows(run / "self_supervision.csv")]
+    steps = [row["step"] for row in processes.read_rows(run / "self_supervision.csv")]
     assert steps == [*map(str, range(3, 20, 3)), "20"]
     losses = [(one / "self_supervision.csv").read_bytes() for one in (run, undisturbed)]
     assert losses[0] == losses[1]
     assert not list(run.glob("self_supervision.pth"))
 
 
-@pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl"])
-def test_a_truncated_checkpoint_gives_way_to_the_one_before(
-    finished: Path, undisturbed: Path, name: str
+def truncate(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def empty(file: Path) -> None:
+    os.truncate(file, 0)
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 3] ^= 1
+    file.write_bytes(content)
+
+
+def lengthen(file: Path) -> None:
+    file.write_bytes(file.read_bytes() + b"\0")
+
+
+def remove_all(file: Path) -> None:
+    shutil.rmtree(file.parent)
+
+
+DAMAGE = (truncate, empty, flip_a_bit, lengthen, Path.unlink, remove_all)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl", "metadata.json"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    finished: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     before, last = listed(finished)[-2:]
-    file = finished / "checkpoints" / last["uuid"] / name
-    os.truncate(file, file.stat().st_size // 2)
+    damage(finished / "checkpoints" / last["uuid"] / name)
+    folder, _ = RunFolder.open(finished)
+    with caplog.at_level("INFO"):
+        assert folder.latest_checkpoint() == before["uuid"]
+    assert f"checkpoint {last['uuid']} of round {ROUNDS - 1} is damaged (" in caplog.text
+    assert name in caplog.text
+    assert "trying the one before" in caplog.text
+
+
+def test_a_run_goes_on_from_the_checkpoint_before(finished: Path, undisturbed: Path) -> None:
+    before, last = listed(finished)[-2:]
+    file = finished / "checkpoints" / last["uuid"] / "state_dict.pth"
+    flip_a_bit(file)
     said = resume(finished)
-    assert (
-        f"checkpoint {last['uuid']} of round 2 is damaged ({name}); trying the one before" in said
-    )
-    assert f"newest whole checkpoint: {before['uuid']} of round 1" in said
+    assert f"checkpoint {last['uuid']} of round {ROUNDS - 1} is damaged (state_dict.pth)" in said
+    assert f"newest whole checkpoint: {before['uuid']} of round {ROUNDS - 2}" in said
     assert processes.differences(finished, undisturbed) == []
     assert not file.exists()
+
+
+def fill_the_disk() -> None:
+    """Let no file of this process grow beyond what a checkpoint takes: a real error of write()."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+
+def test_a_full_disk_is_told_and_gone_on_from(finished: Path, undisturbed: Path) -> None:
+    last = listed(finished)[-1]
+    shutil.rmtree(finished / "checkpoints" / last["uuid"])  # so that there is a round to run
+    entries = listed(finished)[:-1]
+    (finished / "checkpoints.json").write_text(json.dumps(entries))
+    log = finished.parent / "full.txt"
+    process = processes.start(["--resume", finished], log, prepare=fill_the_disk)
+    assert processes.wait(process) == 2, log.read_text()
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert said.splitlines()[-1].startswith(f"error: {finished}: a checkpoint cannot be written (")
+    assert said.endswith(f"go on with: python model_def.py --resume {finished}\n")
+    assert listed(finished) == entries
+    folder, _ = RunFolder.open(finished)
+    assert folder.latest_checkpoint() == entries[-1]["uuid"]
+    resume(finished)
+    assert processes.differences(finished, undisturbed) == []
 
 
 def test_without_a_whole_checkpoint_there_is_no_going_on(finished: Path) -> None:
@@ -238,7 +247,7 @@ def test_without_a_whole_checkpoint_there_is_no_going_on(finished: Path) -> None
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     said = resume(finished)
-    assert "nothing left to do: the run is finished, 3 of 3 rounds" in said
+    assert "nothing left to do: the run is finished, 5 of 5 rounds" in said
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 

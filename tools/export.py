@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import inspect
 import json
 import os
 import shutil
@@ -133,18 +134,22 @@ def _check_safetensors(run: Run, inference: Inference, images: Tensor, file: Pat
 
 def _write_onnx(inference: Inference, example: Tensor, file: Path) -> None:
     network = PixelsToProbabilities(inference).eval()
+    options: dict[str, Any]
+    if "dynamic_shapes" in inspect.signature(torch.onnx.export).parameters:
+        shapes = {"images": {0: torch.export.Dim("batch")}}
+        options = {"dynamo": True, "external_data": False, "dynamic_shapes": shapes}
+    else:  # before torch 2.5
+        options = {"dynamic_axes": {"images": {0: "batch"}}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's, about its own internals
         torch.onnx.export(
             network,
             (example,),
-            file,
+            str(file),
             input_names=["images"],
             output_names=["logits", "probabilities"],
-            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-            dynamo=True,
-            external_data=False,
             verbose=False,
+            **options,
         )
 
 

@@ -66,7 +66,7 @@ def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         try:
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment}: {text!r} is not a YAML value") from None
+            raise ConfigError(f"--set {assignment}: {text!r} is no YAML value; quote it") from None
     return config
 
 

@@ -119,10 +119,9 @@ class Hyperparameters:
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
-                raise HyperparameterError(
-                    f"hyperparameters.{name}: unknown{nearest(str(name), tuple(fields))}; "
-                    f"known are {', '.join(fields)}"
-                )
+                hint = nearest(str(name), tuple(fields))
+                remedy = "correct or remove it" if hint else f"known are {', '.join(fields)}"
+                raise HyperparameterError(f"hyperparameters.{name}: unknown{hint}; {remedy}")
         missing = [name for name in fields if name not in values]
         if missing:
             raise HyperparameterError(

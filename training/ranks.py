@@ -27,10 +27,12 @@ class Ranks:
         if self.size == 1:
             return part
         each = -(-count // self.size)
-        padded = part.new_zeros(each, *part.shape[1:])
-        padded[: len(part)] = part
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        torch.distributed.all_gather(parts, padded)
+        # Shares come out of inference mode, and torch 2.3 gathers none but ordinary tensors.
+        with torch.inference_mode(False):
+            padded = part.new_zeros(each, *part.shape[1:])
+            padded[: len(part)] = part
+            parts = [torch.empty_like(padded) for _ in range(self.size)]
+            torch.distributed.all_gather(parts, padded)
         return torch.cat(parts)[:count]
 
     def gather_around(self, part: Tensor) -> Tensor:
