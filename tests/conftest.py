@@ -34,6 +34,7 @@ SMALL: dict[str, Any] = {
     "scoring_batch_size": 32,
     "evaluation_size": 30,
     "reporting_period": 2,
+    "tensorboard_pictures": False,
 }
 
 

@@ -76,6 +76,7 @@ class Hyperparameters:
     precision: str = choice("auto", "bfloat16", "float32")
     reporting_period: int = number(1)
     evaluation_size: int = number(0)
+    tensorboard_pictures: bool
 
     rounds: int = number(1)
     initial_labeled_size: int = number(1)
