@@ -23,6 +23,7 @@ SAMPLE = 2048  # images that the principal components come from
 ROWS, COLUMNS = 1024, 8192  # images compared with each other at a time
 BLOCK = 1024  # images, or pairs, whose pixels are held at a time
 MOST_PAIRS = 100_000
+ROUNDING = 1e-5  # that float32 makes in a product of two features
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def near_pairs(
     for start in tqdm(range(0, len(chosen), ROWS), desc="comparing", leave=False, disable=None):
         for other in range(start, len(chosen), COLUMNS):
             bounds = features[start : start + ROWS] @ features[other : other + COLUMNS].T
-            rows, columns = (bounds >= best.threshold).nonzero().T
+            rows, columns = (bounds >= best.threshold - ROUNDING).nonzero().T
             rows, columns = rows + start, columns + other
             once = rows < columns
             for pair in torch.stack([chosen[rows[once]], chosen[columns[once]]]).split(BLOCK, 1):

@@ -28,6 +28,6 @@ def suspected_labels(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Ten
     sums = torch.zeros_like(counts, dtype=torch.float64).index_add_(0, labels, own)
     thresholds = sums / counts  # NaN, which nothing reaches, for a class without images
     likeliest, suggested = probabilities.where(probabilities >= thresholds, -1).max(1)
-    positions = ((likeliest >= 0) & (suggested != labels)).nonzero().flatten()
+    positions = ((suggested != labels) & (likeliest > own)).nonzero().flatten()
     order = (likeliest - own)[positions].argsort(descending=True, stable=True)
     return positions[order], suggested[positions[order]]

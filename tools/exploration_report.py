@@ -29,7 +29,8 @@ from training.seeds import make_generator
 SAMPLES = 10  # of each class and split
 CLASSES = 20  # of which samples are shown
 CARDS = 24  # shown of each kind
-NAME_WIDTH = 42
+NAME_WIDTH = 32
+PAIRS = ("the same", "labelled differently", "nearly the same", "labelled differently")
 
 
 def text_table(exploration: Exploration, run: Run | None) -> str:
@@ -52,9 +53,10 @@ def text_table(exploration: Exploration, run: Run | None) -> str:
             f"{name:16}  {row['mean']:6.1f}  {row['deviation']:9.1f}  {row['lowest']:6}  "
             f"{row['highest']:7}  {row['black']:6.1%}  {row['white']:6.1%}"
         )
-    lines += ["", f"{'pairs of images':{NAME_WIDTH}}    pairs  labelled differently"]
-    for title, pairs, contradictory in _pair_rows(exploration):
-        lines.append(f"{title:{NAME_WIDTH}}  {pairs:7}  {contradictory:20}")
+    lines += ["", f"{'pairs of images':{NAME_WIDTH}}" + "".join(f"  {name}" for name in PAIRS)]
+    for where, numbers_of_pairs in _pair_rows(exploration):
+        columns = zip(PAIRS, numbers_of_pairs, strict=True)
+        lines.append(f"{where:{NAME_WIDTH}}" + "".join(f"  {n:{len(name)}}" for name, n in columns))
     if exploration.suspicions is not None and run is not None:
         found = exploration.suspicions
         lines += ["", f"suspected labels, by checkpoint {run.uuid} of round {run.round}:"]
@@ -87,7 +89,7 @@ def html_report(exploration: Exploration, run: Run | None) -> str:
             "Classes",
             "Images of each class. Brightness is the mean over a class's training images of their "
             "mean grey level, 0 to 255, and its deviation: where classes differ in it, a network "
-            "may be told them apart by the stain or the exposure alone.",
+            "may tell them apart by the stain or the exposure alone.",
             plot(figures.class_shares(exploration.counts, words, names), "shares of the classes")
             + _class_table(exploration),
         ),
@@ -160,22 +162,24 @@ def _pixel_table(exploration: Exploration) -> str:
     return table(header, rows)
 
 
-def _pair_rows(exploration: Exploration) -> list[tuple[str, int, int]]:
-    """Kind and splits of pairs, how many, and how many of them are labelled differently."""
+def _pair_rows(exploration: Exploration) -> list[tuple[str, list[int]]]:
+    """Where pairs lie, and how many: the same, of those labelled differently, and nearly the same.
+
+    The numbers are in the order of `PAIRS`.
+    """
+    counts = [
+        pair_counts([one for one in twins if one.contradictory or not contradictory])
+        for twins in (exploration.exact, exploration.near)
+        for contradictory in (False, True)
+    ]
     rows = []
-    for kind, twins in (("same", exploration.exact), ("nearly the same", exploration.near)):
-        counts = pair_counts(twins)
-        contradictory = pair_counts([one for one in twins if one.contradictory])
-        words = list(SPLIT_NAMES)
-        for i, first in enumerate(words):
-            for second in words[i:]:
-                where = (
-                    f"within {SPLIT_NAMES[first]}"
-                    if first == second
-                    else f"{SPLIT_NAMES[first]} and {SPLIT_NAMES[second]}"
-                )
-                key = (first, second)
-                rows.append((f"{kind}, {where}", counts[key], contradictory[key]))
+    words = list(SPLIT_NAMES)
+    for i, first in enumerate(words):
+        for second in words[i:]:
+            where = f"{SPLIT_NAMES[first]} and {SPLIT_NAMES[second]}"
+            if first == second:
+                where = f"within {SPLIT_NAMES[first]}"
+            rows.append((where, [one[first, second] for one in counts]))
     return rows
 
 
@@ -191,11 +195,8 @@ def _duplicates(exploration: Exploration) -> tuple[str, str]:
     )
     if threshold > NEAR:
         note += f" More pairs than can be kept lie above {NEAR}: the bar was raised."
-    rows = [
-        [escape(title), str(pairs), str(contradictory)]
-        for title, pairs, contradictory in _pair_rows(exploration)
-    ]
-    content = table(["pairs of images", "pairs", "labelled differently"], rows)
+    rows = [[where, *map(str, numbers)] for where, numbers in _pair_rows(exploration)]
+    content = table(["pairs of images", *PAIRS], rows)
     shown = sorted(
         [*exploration.exact, *exploration.near],
         key=lambda one: (not one.contradictory, not one.across, -one.similarity),
