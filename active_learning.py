@@ -7,6 +7,7 @@ order.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass
@@ -510,15 +511,29 @@ class ActiveLearner:
 
     # --- evaluate --------------------------------------------------------------------------
 
-    @torch.inference_mode()
     def evaluate(self, store: ImageStore) -> dict[str, float]:
         """`loss`, `accuracy` and `auc` of the network as it is, on a store on the device."""
+        return classification_metrics(self.predict(store), store.labels)
+
+    @torch.inference_mode()
+    def predict(self, store: ImageStore) -> Tensor:
+        """Logits float32 [N, C] of the network as it is, for a store on the device."""
         everything = torch.arange(len(store), device=self.device)
         batches = self._sweep(store.images, everything, "evaluating")
         logits = torch.cat(
             [self._inference.logits(self._inference.embed_batch(batch)) for batch in batches]
         )
-        return classification_metrics(self._ranks.gather(logits, len(store)), store.labels)
+        return self._ranks.gather(logits, len(store))
+
+    @contextlib.contextmanager
+    def looked_at(self) -> Iterator[Inference]:
+        """The network in eval mode, for one rank to look at: no state of the trial changes."""
+        self._inference.refresh()
+        self.network.eval()
+        try:
+            yield self._inference
+        finally:
+            self.network.train()
 
     def end_round(self, val: Mapping[str, float]) -> StopReason | None:
         """Note what the round left behind; why the run is over now, or None.

@@ -25,6 +25,7 @@ __all__ = [
     "DownloadError",
     "ImageStore",
     "Splits",
+    "channel_histograms",
     "channel_statistics",
     "load_splits",
     "normalise",
@@ -139,22 +140,29 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     """
     if images.numel() == 0:
         raise DataError("channel_statistics: no images; give at least one")
-    count = images.numel() // images.shape[1]
-    block = max(1, STATISTICS_BLOCK_BYTES // images[0].numel())
     # float64 on the CPU, as some accelerators lack the type; 256 numbers a channel cost nothing.
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = torch.zeros(2, images.shape[1])
-    for channel in range(images.shape[1]):
-        histogram = torch.zeros(256, dtype=torch.int64, device=images.device)
-        for start in range(0, len(images), block):
-            part = images[start : start + block, channel].reshape(-1)
-            histogram += torch.bincount(part, minlength=256)
-        share = histogram.cpu().double() / count
+    for channel, histogram in enumerate(channel_histograms(images).cpu()):
+        share = histogram.double() / histogram.sum()
         average = (share * values).sum()
         spread = (share * (values - average).square()).sum().sqrt()
         mean[channel] = average
         std[channel] = 1.0 if share.max() == 1 else spread
     return mean.to(images.device), std.to(images.device)
+
+
+def channel_histograms(images: Tensor) -> Tensor:
+    """How often each value 0 to 255 occurs in each channel of uint8 [N, C, H, W]: int64 [C, 256].
+
+    On the images' device, gathered block by block.
+    """
+    histograms = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=images.device)
+    block = max(1, STATISTICS_BLOCK_BYTES // images[0].numel())
+    for start in range(0, len(images), block):
+        for channel, pixels in enumerate(images[start : start + block].unbind(1)):
+            histograms[channel] += torch.bincount(pixels.reshape(-1), minlength=256)
+    return histograms
 
 
 def normalise(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import sys
@@ -27,11 +28,15 @@ import safetensors.torch
 import torch
 from determined import core, pytorch
 from determined.common import storage
+from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from active_learning import ActiveLearner, Query, SimulatedOracle
 from data import DataError, ImageStore
 from reporting.files import write_atomically
+from reporting.measures import class_measures, confusion_counts
+from reporting.round_pictures import RoundEnd, round_pictures
 from reporting.run_folder import RunFolder, RunFolderError
 from resnet_custom import PretrainedWeightsError
 from training.backbone_file import backbone_bytes
@@ -40,6 +45,7 @@ from training.devices import DeviceError, check_devices
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
+from training.metrics import classification_metrics
 from training.ranks import Ranks
 from training.seeds import make_generator
 from training.stopping import StopReason
@@ -88,14 +94,22 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         if run_folder is not None:
             settings = dataclasses.asdict(self.hp)
             settings.pop("data_dir")  # data may move, as long as they stay the same
-            run_folder.check_identity(
-                {
-                    "dataset": splits.name,
-                    "seed": self.seed,
-                    **{f"hyperparameters.{name}": value for name, value in settings.items()},
-                    "data": splits.fingerprint(),
-                }
-            )
+            with self.learner.looked_at() as inference:
+                run_folder.check_identity(
+                    {
+                        "dataset": splits.name,
+                        "seed": self.seed,
+                        **{f"hyperparameters.{name}": value for name, value in settings.items()},
+                        "data": splits.fingerprint(),
+                    },
+                    {
+                        "class_names": list(splits.class_names),
+                        "image_size": self.hp.image_size,
+                        "channels": splits.channels,
+                        "mean": inference.mean.tolist(),
+                        "std": inference.std.tolist(),
+                    },
+                )
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -160,10 +174,16 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             "labeled_samples": len(self.learner.pool.labelled),
             "annotation_minutes": self.learner.annotation_minutes,
         }
-        test = _prefixed("test", self.learner.evaluate(self.test))
-        found = self.learner.evaluate(self.val)
+        test_logits, logits = self.learner.predict(self.test), self.learner.predict(self.val)
+        test = _prefixed("test", classification_metrics(test_logits, self.test.labels))
+        found = classification_metrics(logits, self.val.labels)
         val = _prefixed("val", found)
         self.report("test", {**test, **done})
+        classes = {
+            **_class_metrics("val", logits, self.val),
+            **_class_metrics("test", test_logits, self.test),
+        }
+        self.report("classes", {**classes, **done})
         if self.ranks.rank == 0:
             logger.info(
                 "round %d (%d of %d): %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f, "
@@ -172,6 +192,8 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
                 done["labeled_samples"], val["val_loss"], val["val_accuracy"], val["val_auc"],
                 test["test_accuracy"], time.perf_counter() - self.round_started,
             )  # fmt: skip
+        if self.hp.tensorboard_pictures and self.ranks.rank == 0:
+            self.draw(logits)
         reason = self.learner.end_round(found)
         if reason is not None:
             self.report_end(reason)
@@ -186,6 +208,28 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             train.set_metadata({**(train.get_metadata() or {}), **said})
         if len(self.learner.results) < len(self.learner.query_sizes):
             self.context.set_stop_requested(True)
+
+    def draw(self, logits: Tensor) -> None:
+        """Send the round's pictures to TensorBoard; `logits` are of the validation images."""
+        writer = self.context.get_tensorboard_writer()
+        pool = self.learner.pool
+        with self.learner.looked_at() as inference:
+            end = RoundEnd(
+                round=pool.rounds - 1,
+                seed=self.seed,
+                class_names=self.class_names,
+                val_images=self.val.images,
+                val_labels=self.val.labels,
+                logits=logits,
+                pool_images=self.pool_images,
+                acquired_round=pool.acquired_round,
+                labels=pool.labels,
+                inference=inference,
+            )
+            for name, picture in round_pictures(end):
+                with Image.open(io.BytesIO(picture)) as image:
+                    pixels = np.asarray(image.convert("RGB"))
+                writer.add_image(f"round/{name}", pixels, self.learner.step, dataformats="HWC")
 
     def report_query(self, query: Query) -> None:
         """Report what a round asked for, and draw it where there is a run folder."""
@@ -706,6 +750,19 @@ def _steps_bar(learner: ActiveLearner, ranks: Ranks) -> tqdm[Any]:
     return tqdm(
         total=learner.hp.batches_per_round, desc=title, unit="step", leave=False, disable=hidden
     )
+
+
+def _class_metrics(split: str, logits: Tensor, store: ImageStore) -> dict[str, float]:
+    """Precision and recall of each class that has images in `store`."""
+    predicted, labels = logits.argmax(1).cpu(), store.labels.cpu()
+    counts = confusion_counts(predicted, labels, torch.ones(1, len(labels)), store.num_classes)
+    found = class_measures(counts)
+    return {
+        f"{split}_{measure}_{name}": value
+        for measure in ("precision", "recall")
+        for name, value in zip(store.class_names, found[measure][0].tolist(), strict=True)
+        if value == value
+    }
 
 
 def _prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -57,26 +57,64 @@ def confusion_matrix(counts: Tensor, class_names: Sequence[str]) -> bytes:
     return png(figure)
 
 
-def class_mix(counts: Tensor, reference: Tensor, class_names: Sequence[str]) -> bytes:
+def class_mix(counts: Tensor, class_names: Sequence[str], pool: Tensor | None = None) -> bytes:
     """Images queried of each class: counts [rounds, C], shaded by their share of the round.
 
-    `reference` [C] are the numbers of images in the whole pool, shown in a column of its own.
+    `pool` [C] are the numbers of images in the whole pool, shown in a column of its own.
     """
     names = [shorten(name, NAME_WIDTH) for name in class_names]
-    columns = torch.cat([counts, reference.unsqueeze(0)]).double()
-    shares = columns / columns.sum(1, keepdim=True).clamp(min=1)
-    texts = [[f"{int(count)}" for count in row] for row in counts.T.tolist()]
-    for row, share in zip(texts, shares[-1].tolist(), strict=True):
-        row.append(f"{share:.0%}")
     rounds = len(counts)
+    ticks = [*map(str, range(rounds))]
+    texts = [[f"{int(count)}" for count in row] for row in counts.T.tolist()]
+    if pool is not None:
+        counts = torch.cat([counts, pool.unsqueeze(0)])
+        ticks.append("whole\npool")
+    shares = counts.double() / counts.sum(1, keepdim=True).clamp(min=1)
+    if pool is not None:
+        for row, share in zip(texts, shares[-1].tolist(), strict=True):
+            row.append(f"{share:.0%}")
     width = min(14.0, 3.2 + 0.62 * (rounds + 1))
     figure = Figure(figsize=(max(5.0, width), 1.2 + 0.36 * len(names)), layout="constrained")
     axes = figure.subplots()
     _cells(axes, shares.T, texts)
-    axes.set_xticks(range(rounds + 1), [*map(str, range(rounds)), "whole\npool"])
+    axes.set_xticks(range(len(ticks)), ticks)
     axes.set_yticks(range(len(names)), names)
-    axes.axvline(rounds - 0.5, color="black", linewidth=2)
+    if pool is not None:
+        axes.axvline(rounds - 0.5, color="black", linewidth=2)
     axes.set(xlabel="round")
+    return png(figure)
+
+
+def class_curves(rows: Sequence[Mapping[str, float]], class_names: Sequence[str]) -> bytes:
+    """Precision and recall of each class on the validation split against all labels spent.
+
+    `rows` are rows of metrics.csv; the label count of a class, in its title, is theirs too.
+    """
+    columns = min(3, len(class_names))
+    lines = -(-len(class_names) // columns)
+    figure = Figure(figsize=(9, 0.8 + 1.75 * lines), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    for axes, name in zip(grid, class_names, strict=False):
+        for measure, colour, style, marker in (
+            ("precision", BLUE, "-", "o"),
+            ("recall", ORANGE, "--", "s"),
+        ):
+            points = [
+                (row["labeled_samples"], row[f"val_{measure}_{name}"])
+                for row in rows
+                if f"val_{measure}_{name}" in row
+            ]
+            x, y = zip(*points, strict=True) if points else ((), ())
+            axes.plot(x, y, style, color=colour, marker=marker, markersize=4, label=measure)
+        spent = sum(int(row.get(f"queried_{name}", 0)) for row in rows)
+        axes.set_title(f"{shorten(name, NAME_WIDTH)} ({spent} labels)", fontsize=9)
+        axes.set_ylim(-0.03, 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.grid(alpha=0.3)
+    for axes in grid[len(class_names) :]:
+        axes.axis("off")
+    figure.supxlabel("labelled images, of all classes", fontsize=10)
+    figure.legend(*grid[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     return png(figure)
 
 

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import normalise
-from reporting.figures import shorten
+from reporting.figures import Tile, pixels, shorten
 from reporting.grad_cam import grad_cam
-from reporting.html_page import card, cards, picture
 from training.inference import Inference
 
 MISTAKES = 2  # per class
@@ -24,11 +23,18 @@ OVERLAY_WEIGHT = 0.55  # of the map's colours over the image's
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """One split with its predictions, all on the CPU.
+class Card:
+    """A few images that belong together, and what they have in common."""
 
-    images: uint8 [N, C, S, S]; labels, predicted: int64 [N]; confidence: [N], the probability of
-    the predicted class.
+    title: str
+    tiles: list[Tile]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One split with its predictions: images uint8 [N, C, S, S], anywhere; the rest on the CPU.
+
+    labels, predicted: int64 [N]; confidence: [N], the probability of the predicted class.
     """
 
     images: Tensor
@@ -44,67 +50,59 @@ class Predictions:
         order = self.confidence[positions].argsort(descending=True, stable=True)
         return positions[order[:count]].tolist()
 
-    def picture(self, position: int, caption: str) -> str:
-        """HTML of the image at `position`."""
-        return picture(_pixels(self.images[position]), caption)
+    def tile(self, position: int, caption: str) -> Tile:
+        """The image at `position`."""
+        return Tile(pixels(self.images[position]), caption)
 
 
-def mistakes(predictions: Predictions) -> str:
-    """HTML: each class's most confident mistakes, each beside right examples of both classes."""
+def mistakes(predictions: Predictions, per_class: int = MISTAKES) -> list[Card]:
+    """Each class's most confident mistakes, each beside right examples of both classes."""
     names = predictions.class_names
     short = [shorten(name) for name in names]
-    items = []
+    found = []
     for true in range(min(len(names), CLASSES)):
-        for wrong in predictions.most_confident(true, right=False, count=MISTAKES):
+        for wrong in predictions.most_confident(true, right=False, count=per_class):
             said = int(predictions.predicted[wrong])
             confidence = float(predictions.confidence[wrong])
-            row = [predictions.picture(wrong, f"called {short[said]}, {confidence:.0%} sure")]
+            row = [predictions.tile(wrong, f"called {short[said]}, {confidence:.0%} sure")]
             for example in (true, said):
                 for position in predictions.most_confident(example, right=True, count=1):
-                    row.append(predictions.picture(position, f"right: {short[example]}"))
-            items.append(card(f"True class: {names[true]}", row))
-    return cards(items) if items else "<p>No mistakes on this split.</p>"
+                    row.append(predictions.tile(position, f"right: {short[example]}"))
+            found.append(Card(f"True class: {names[true]}", row))
+    return found
 
 
-def attention(predictions: Predictions, inference: Inference) -> str:
-    """HTML: Grad-CAM maps of each class's most confident right and wrong prediction."""
+def attention(predictions: Predictions, inference: Inference) -> list[Card]:
+    """Grad-CAM maps of each class's most confident right and wrong prediction."""
     names = predictions.class_names
-    shown: list[list[tuple[int, bool]]] = []
-    for true in range(min(len(names), CLASSES)):
-        shown.append(
-            [
-                (position, right)
-                for right in (True, False)
-                for position in predictions.most_confident(true, right, count=1)
-            ]
-        )
-    positions = torch.tensor([position for row in shown for position, _ in row])
-    device = inference.device
-    images = normalise(predictions.images[positions].to(device), inference.mean, inference.std)
-    maps = grad_cam(inference.network, images, predictions.predicted[positions].to(device)).cpu()
-    overlays = iter(maps)
-    items = []
-    for true, row in enumerate(shown):
-        for position, right in row:
-            said = names[int(predictions.predicted[position])]
-            confidence = f"{float(predictions.confidence[position]):.0%} sure"
-            overlay = _overlay(predictions.images[position], next(overlays))
-            items.append(
-                card(
-                    f"{'Right' if right else 'Wrong'}: {names[true]}",
-                    [
-                        predictions.picture(position, f"true class: {shorten(names[true])}"),
-                        picture(overlay, f"evidence for {shorten(said)}, {confidence}"),
-                    ],
-                )
+    shown = [
+        (position, true, right)
+        for true in range(min(len(names), CLASSES))
+        for right in (True, False)
+        for position in predictions.most_confident(true, right, count=1)
+    ]
+    positions = torch.tensor([position for position, _, _ in shown])
+    images = predictions.images[positions.to(predictions.images.device)]
+    maps = grad_cam(
+        inference.network,
+        normalise(images.to(inference.device), inference.mean, inference.std),
+        predictions.predicted[positions].to(inference.device),
+    ).cpu()
+    found = []
+    for (position, true, right), evidence in zip(shown, maps, strict=True):
+        said = shorten(names[int(predictions.predicted[position])])
+        confidence = f"{float(predictions.confidence[position]):.0%} sure"
+        overlay = _overlay(predictions.images[position].cpu(), evidence)
+        found.append(
+            Card(
+                f"{'Right' if right else 'Wrong'}: {names[true]}",
+                [
+                    predictions.tile(position, "as it is"),
+                    Tile(overlay, f"evidence for {said}, {confidence}"),
+                ],
             )
-    return cards(items)
-
-
-def _pixels(image: Tensor) -> NDArray[np.uint8]:
-    """uint8 [C, S, S] as [S, S, C]."""
-    pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
-    return pixels
+        )
+    return found
 
 
 def _overlay(image: Tensor, evidence: Tensor) -> NDArray[np.uint8]:

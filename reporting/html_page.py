@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+from reporting.figures import Tile
+from reporting.galleries import Card
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
@@ -71,22 +72,23 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
 
 
-def card(title: str, pictures: Iterable[str]) -> str:
-    """A few pictures side by side under a title."""
-    row = "".join(pictures)
-    return f'<div class="card"><h3>{escape(title)}</h3><div class="row">{row}</div></div>'
-
-
-def cards(items: Iterable[str]) -> str:
+def cards(items: Sequence[Card]) -> str:
     """Cards, as many beside each other as the page has room for."""
-    return '<div class="cards">\n' + "\n".join(items) + "\n</div>"
+    return '<div class="cards">\n' + "\n".join(map(_card, items)) + "\n</div>"
 
 
-def picture(pixels: NDArray[np.uint8], caption: str) -> str:
-    """A small image, uint8 [H, W, 1 or 3], with enlarged pixels and a caption."""
+def _card(item: Card) -> str:
+    row = "".join(map(_picture, item.tiles))
+    return f'<div class="card"><h3>{escape(item.title)}</h3><div class="row">{row}</div></div>'
+
+
+def _picture(tile: Tile) -> str:
+    """A small image with enlarged pixels and a caption."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
-    text = escape(caption)
+    Image.fromarray(tile.pixels.squeeze(2) if tile.pixels.shape[2] == 1 else tile.pixels).save(
+        buffer, "PNG"
+    )
+    text = escape(tile.caption)
     source = _data_uri(buffer.getvalue())
     return (
         f'<figure><img class="pixels" alt="{text}" src="{source}">'

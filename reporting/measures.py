@@ -77,18 +77,10 @@ def measures(probabilities: Tensor, labels: Tensor, weights: Tensor) -> dict[str
     """
     classes = probabilities.shape[1]
     counts = confusion_counts(probabilities.argmax(1), labels, weights, classes)
-    right = counts.diagonal(dim1=1, dim2=2)
-    images, predicted = counts.sum(2), counts.sum(1)
-    absent = images == 0
-    per_class = {
-        "precision": right / predicted.clamp(min=1),
-        "recall": right / images.clamp(min=1),
-        "f1": 2 * right / (images + predicted).clamp(min=1),
-    }
-    per_class = {name: value.masked_fill(absent, torch.nan) for name, value in per_class.items()}
+    per_class = class_measures(counts)
     areas = class_auc(probabilities, labels, weights)
     return {
-        "accuracy": right.sum(1) / counts.sum((1, 2)),
+        "accuracy": counts.diagonal(dim1=1, dim2=2).sum(1) / counts.sum((1, 2)),
         "balanced_accuracy": per_class["recall"].nanmean(1),
         # MedMNIST takes the second of two classes alone; so does training/metrics.py.
         "auc": areas[:, 1] if classes == 2 else areas.nanmean(1),
@@ -98,6 +90,18 @@ def measures(probabilities: Tensor, labels: Tensor, weights: Tensor) -> dict[str
         **per_class,
         "class_auc": areas,
     }
+
+
+def class_measures(counts: Tensor) -> dict[str, Tensor]:
+    """`precision`, `recall` and `f1` [R, C], by confusion counts [R, C, C]; see `measures`."""
+    right = counts.diagonal(dim1=1, dim2=2)
+    images, predicted = counts.sum(2), counts.sum(1)
+    values = {
+        "precision": right / predicted.clamp(min=1),
+        "recall": right / images.clamp(min=1),
+        "f1": 2 * right / (images + predicted).clamp(min=1),
+    }
+    return {name: value.masked_fill(images == 0, torch.nan) for name, value in values.items()}
 
 
 def confusion_counts(predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> Tensor:

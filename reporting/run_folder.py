@@ -1,16 +1,17 @@
 """The folder that a run off the cluster writes, and goes on from.
 
 config.yaml               the experiment configuration used, searched values drawn
-run.json                  data set, seed, versions: what a resumed run must agree with; at the end,
-                          why it ended
-metrics.csv               one row per round, all metrics
+run.json                  data set, seed, versions: what a resumed run must agree with; classes,
+                          image size and statistics: what predictions need besides the weights; at
+                          the end, why it ended
+metrics.csv               one row per round, all metrics, those of single classes too
 queries.csv               round, dataset index, label given, true label and uncertainty of every
                           labelled image
 learning_curve.png        accuracy and AUC against labels
 queried_round_*.png       what the round asked for
 self_supervision.csv      step, loss and learning rate before the first round, where asked for
 backbone.safetensors      what came of that; self_supervision.pth while it lasts
-tensorboard/              event files
+tensorboard/              event files, with each round's pictures unless switched off
 checkpoints/              the last two and the best; checkpoints.json lists them, by round
 """
 
@@ -133,8 +134,13 @@ class RunFolder:
         self.checkpoints.mkdir(exist_ok=True)
         (self.path / "tensorboard").mkdir(exist_ok=True)
 
-    def check_identity(self, identity: Mapping[str, Any]) -> None:
+    def check_identity(self, identity: Mapping[str, Any], network: Mapping[str, Any]) -> None:
         """Write down what this run is about, or compare with what was written down at its start.
+
+        Args:
+            identity: what a resumed run must agree with.
+            network: what it takes, besides configuration and weights, to use the network without
+                the data set; it follows from `identity`.
 
         Raises:
             RunFolderError: the run was started with something else, such as another data set.
@@ -142,7 +148,9 @@ class RunFolder:
         file = self.path / "run.json"
         if not file.exists():
             versions = {"torch": torch.__version__}
-            content = {"format": FORMAT, **identity, "started_with": versions}
+            content = {
+                "format": FORMAT, **identity, "network": network, "started_with": versions
+            }  # fmt: skip
             write_atomically(file, json.dumps(content, indent=2) + "\n")
             return
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -152,6 +160,9 @@ class RunFolder:
                     f"--resume {self.path}: {name} was {before.get(name)!r} and is {value!r} now; "
                     "resume with what the run was started with"
                 )
+        if "network" not in before:  # an older version did not write it
+            content = {**before, "network": network}
+            write_atomically(file, json.dumps(content, indent=2) + "\n")
 
     def discard_unless_begun(self) -> None:
         """Remove a new run that was refused, so that its name is free for the next attempt."""

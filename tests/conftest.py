@@ -46,6 +46,7 @@ SMALL: dict[str, Any] = {
     "evaluation_size": 30,
     "reporting_period": 2,
     "precision": "float32",  # what comes out must not depend on the CPU
+    "tensorboard_pictures": False,
 }
 
 

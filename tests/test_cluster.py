@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import pickle
 import shutil
 import signal
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from benchmarks import processes
 from tests.conftest import ROOT, small_values
@@ -34,6 +36,10 @@ GROUPS = {
     "active_learning": {
         "round", "query_size", "labeled_samples", "wrong_labels", "annotation_minutes",
         "query_seconds", "class_imbalance", "queried_0",
+    },
+    "classes": {
+        "round", "labeled_samples",
+        "val_precision_0", "val_recall_0", "test_precision_0", "test_recall_0",
     },
 }  # fmt: skip
 
@@ -127,6 +133,7 @@ def test_the_master_gets_every_group_of_metrics(undisturbed: Trial) -> None:
         "training": [2, 4, 5, 7, 9, 10, 12, 14, 15],
         "validation": ends,
         "test": ends,
+        "classes": ends,
         "active_learning": [end - BATCHES_PER_ROUND + 1 for end in ends],
     }
     assert {one.group for one in master.reports} == set(GROUPS)
@@ -137,7 +144,7 @@ def test_the_master_gets_every_group_of_metrics(undisturbed: Trial) -> None:
 
 def test_reports_say_what_the_weights_were_trained_on(undisturbed: Trial) -> None:
     master = undisturbed.master
-    for group in ("validation", "test", "active_learning"):
+    for group in ("validation", "test", "classes", "active_learning"):
         said = [
             (one.values["round"], one.values["labeled_samples"]) for one in master.of_group(group)
         ]
@@ -168,6 +175,32 @@ def test_progress_and_checkpoints_are_reported(undisturbed: Trial) -> None:
         for name, size in checkpoint["resources"].items():
             file = undisturbed.storage / checkpoint["uuid"] / name
             assert name.endswith("/") or file.stat().st_size == int(size)
+
+
+def pictures(trial: Trial) -> dict[str, list[Any]]:
+    """What its event files, as Determined has uploaded them, hold of pictures, by tag."""
+    found: dict[str, list[Any]] = {}
+    for file in trial.storage.rglob("events.out.tfevents.*"):
+        events = EventAccumulator(str(file), {"images": 0})
+        events.Reload()
+        for tag in events.Tags()["images"]:
+            found.setdefault(tag, []).extend(events.Images(tag))
+    return found
+
+
+def test_pictures_go_to_tensorboard_and_change_nothing(
+    make_trial: Callable[..., Trial], undisturbed: Trial
+) -> None:
+    trial = make_trial(tensorboard_pictures=True)
+    finish(trial)
+    assert_equal(trial, undisturbed)
+    found = pictures(trial)
+    assert {"round/queried", "round/confusion_matrix", "round/grad_cam"} <= found.keys()
+    ends = [BATCHES_PER_ROUND * (round_ + 1) for round_ in range(len(LABELS))]
+    assert sorted(one.step for one in found["round/queried"]) == ends
+    size = sum(len(one.encoded_image_string) for one in itertools.chain(*found.values()))
+    assert 1e5 < size < len(LABELS) * 1e6
+    assert pictures(undisturbed) == {}
 
 
 def test_paused_within_a_round(make_trial: Callable[..., Trial], undisturbed: Trial) -> None:

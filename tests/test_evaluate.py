@@ -235,6 +235,8 @@ class TestCommandLine:
         assert evaluate.main([str(copy), "--checkpoint", "last"]) == 0
         last = json.loads((copy / "evaluation_val_last" / "report.json").read_text())
         assert last["checkpoint"]["round"] == 2
+        for name in ("2", last["checkpoint"]["uuid"][:8]):
+            assert open_run(copy, name).uuid == last["checkpoint"]["uuid"]
         assert re.search(r"^accuracy +0\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)
 
 
@@ -257,6 +259,13 @@ class TestRefusals:
     def test_no_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").unlink()
         assert "no checkpoint" in self.refused(capsys, str(copy))
+
+    def test_checkpoint_that_was_not_kept(
+        self, copy: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        said = self.refused(capsys, str(copy), "--checkpoint", "7")
+        assert "--checkpoint 7: 0 checkpoints" in said
+        assert "2 (" in said
 
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")

@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model_def
 from tests.conftest import ROOT, SHARED_DATA, SMALL
@@ -97,8 +98,6 @@ class TestRunFolder:
         assert set((pool["acquired_round"] >= 0).nonzero().flatten().tolist()) == indices
 
     def test_tensorboard_has_all_groups(self, finished: tuple[Path, str]) -> None:
-        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
         events = EventAccumulator(str(finished[0] / "tensorboard"))
         events.Reload()
         tags = set(events.Tags()["scalars"])
@@ -141,6 +140,7 @@ def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     settings = [f"hyperparameters.{n}={v}" for n, v in plain.items()]
     settings += ["hyperparameters.dataset=digits", "hyperparameters.batch_size=8"]
     settings += ["hyperparameters.rounds=1", "hyperparameters.stain_jitter=0.0"]
+    settings += ["hyperparameters.tensorboard_pictures=true"]
     run = tmp_path / "run"
     arguments = ["--config", str(ROOT / "config.yaml"), "--output-dir", str(run)]
     with caplog.at_level("INFO"):
@@ -148,6 +148,9 @@ def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     assert "one sample of the search space, drawn with seed 0: learning_rate: " in caplog.text
     used = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["hyperparameters"]
     assert isinstance(used["learning_rate"], float)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    assert {"round/queried", "round/map_of_the_pool"} <= set(events.Tags()["images"])
 
 
 def test_existing_output_is_not_touched(

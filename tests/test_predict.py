@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tools import predict
-from tools.run_reader import Run, open_run
+from data import DataError, Splits
+from tools import predict, run_reader
+from tools.run_reader import Run, RunError, open_model, open_run
 from training.inference import query_passes
 
 Predict = Callable[..., list[dict[str, str]]]
@@ -112,6 +115,41 @@ def test_colour_arrays_of_another_size(run: Run, rows: Predict, tmp_path: Path) 
     colour, plain = rows(tmp_path / "a.npz"), rows(tmp_path / "b.h5")
     assert values(colour) == values(plain)
     assert {row["size"] for row in colour + plain} == {"24x24"}
+
+
+def test_no_data_set_is_needed(
+    small_run: Path, run: Run, rows: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 20)))
+    expected = rows(tmp_path / "a.npz")
+
+    def gone(*_: object) -> Splits:
+        raise DataError("the data set is gone")
+
+    monkeypatch.setattr(run_reader, "load_data", gone)
+    assert rows(tmp_path / "a.npz") == expected
+
+
+def test_a_folder_that_keeps_no_statistics_needs_its_data_set(
+    small_run: Path, run: Run, tmp_path: Path
+) -> None:
+    older = Path(shutil.copytree(small_run, tmp_path / "run"))
+    identity = json.loads((older / "run.json").read_text(encoding="utf-8"))
+    del identity["network"]
+    (older / "run.json").write_text(json.dumps(identity))
+    model = open_model(older)
+    assert model.class_names == run.class_names
+    assert torch.equal(model.inference.mean, run.inference.mean)
+    assert torch.equal(open_model(small_run).inference.std, run.inference.std)
+
+
+def test_damaged_statistics_are_refused(small_run: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(small_run, tmp_path / "run"))
+    identity = json.loads((damaged / "run.json").read_text(encoding="utf-8"))
+    for wrong in ({**identity["network"], "mean": [0.5, 0.5]}, {"channels": 1}, 3):
+        (damaged / "run.json").write_text(json.dumps({**identity, "network": wrong}))
+        with pytest.raises(RunError, match=r"run\.json: damaged"):
+            open_model(damaged)
 
 
 class TestRefusals:

@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from html import escape
 
 import torch
-from sklearn.decomposition import PCA
-from sklearn.manifold import TSNE
-from torch import Tensor
 
 from reporting import evaluation_figures as figures
-from reporting.figures import learning_curve
+from reporting.figures import contact_sheet, learning_curve
 from reporting.galleries import CLASSES, Predictions, attention, mistakes
-from reporting.html_page import page, plot, section, table
+from reporting.html_page import cards, page, plot, section, table
 from reporting.measures import ECE_BINS, Estimate
+from reporting.pool_map import pool_map
 from tools.evaluation import RESAMPLES, Evaluation
 from tools.run_reader import Run
-from training.seeds import derive_seed, make_generator
 
 SCORES = {
     "accuracy": "accuracy",
@@ -33,7 +30,7 @@ SCORES = {
 }
 SPLIT_NAMES = {"val": "validation", "test": "test"}
 MAP_POINTS = 333  # of each kind; t-SNE takes seconds for these, and minutes for a whole pool
-PRINCIPAL_COMPONENTS = 50  # that t-SNE is given, as van der Maaten & Hinton 2008 do
+SHEET_IMAGES = 20  # of each round's contact sheet
 
 
 def html_report(run: Run, evaluation: Evaluation) -> str:
@@ -49,6 +46,7 @@ def _sections(run: Run, evaluation: Evaluation) -> list[str]:
     confidence, predicted = evaluation.probabilities.max(1)
     predictions = Predictions(evaluation.store.images, labels, predicted, confidence, names)
     rounds = [row for row in run.metrics if "val_accuracy" in row]
+    wrong = mistakes(predictions)
     few = f" The first {CLASSES} classes are shown." if len(names) > CLASSES else ""
     return [
         section(
@@ -79,6 +77,14 @@ def _sections(run: Run, evaluation: Evaluation) -> list[str]:
             + _class_table(evaluation, names),
         ),
         section(
+            "Precision and recall against labels spent",
+            "Of each class, as the run measured them on its validation images after each round; in "
+            "brackets, the labels spent on images that turned out to be of the class.",
+            plot(figures.class_curves(rounds, names), "precision and recall of each class by round")
+            if any(name.startswith("val_recall_") for row in rounds for name in row)
+            else "<p>This run was written by a version that did not record them.</p>",
+        ),
+        section(
             "ROC curves",
             "Each class against all others.",
             plot(
@@ -103,19 +109,30 @@ def _sections(run: Run, evaluation: Evaluation) -> list[str]:
             f"Embeddings of training images, at most {MAP_POINTS} drawn of each kind, brought into "
             "the plane by t-SNE: what lies close together the network finds alike; distances "
             "between groups mean nothing.",
-            plot(_map(run), "two-dimensional map of embeddings"),
+            plot(
+                pool_map(
+                    run.splits.train.images,
+                    run.pool.acquired_round,
+                    run.round,
+                    run.inference,
+                    names,
+                    run.seed,
+                    MAP_POINTS,
+                ),
+                "two-dimensional map of embeddings",
+            ),
         ),
         section(
             "Most confident mistakes",
             "Each beside the most confident right example of its own class, and of the class it "
             f"was taken for.{few}",
-            mistakes(predictions),
+            cards(wrong) if wrong else "<p>No mistakes on this split.</p>",
         ),
         section(
             "Where the network looks",
             "Grad-CAM for the predicted class: yellow is evidence for it, dark blue is none. The "
             f"most confident right and wrong prediction of each class.{few}",
-            attention(predictions, run.inference),
+            cards(attention(predictions, run.inference)),
         ),
     ]
 
@@ -172,54 +189,26 @@ def _cell(estimate: Estimate) -> str:
 
 
 def _queries(run: Run) -> tuple[str, str]:
-    """Note and content: the class mix of every round, and the run's contact sheets."""
-    classes = run.splits.num_classes
-    rounds = 1 + max(int(row["round"]) for row in run.queries)
-    counts = torch.zeros(rounds, classes, dtype=torch.int64)
-    for row in run.queries:
-        counts[int(row["round"]), int(row["label"])] += 1
-    pool = torch.bincount(run.splits.train.labels, minlength=classes)
-    mix = figures.class_mix(counts, pool, run.splits.class_names)
-    content = plot(mix, "classes queried in each round")
-    for round_ in range(rounds):
-        sheet = run.path / f"queried_round_{round_:02d}.png"
-        if sheet.exists():
-            content += plot(sheet.read_bytes(), f"images queried in round {round_}")
+    """Note and content: the class mix and a contact sheet of every round."""
+    train = run.splits.train
+    rounds = torch.tensor([int(row["round"]) for row in run.queries])
+    indices = torch.tensor([int(row["index"]) for row in run.queries])
+    counts = torch.zeros(int(rounds.max()) + 1, train.num_classes, dtype=torch.int64)
+    counts.index_put_((rounds, train.labels[indices]), torch.tensor(1), accumulate=True)
+    pool = torch.bincount(train.labels, minlength=train.num_classes)
+    content = plot(
+        figures.class_mix(counts, train.class_names, pool), "classes queried in each round"
+    )
+    for round_ in range(len(counts)):
+        chosen = indices[rounds == round_]
+        sheet = contact_sheet(
+            train.images[chosen], train.labels[chosen], train.class_names,
+            f"Round {round_}: queried images", SHEET_IMAGES,
+        )  # fmt: skip
+        content += plot(sheet, f"images queried in round {round_}")
     note = (
         "Images of each class that the rounds asked for; the shade is the share of the round. The "
-        "last column is the make-up of the whole pool, which a random draw would have."
+        "last column is the make-up of the whole pool, which a random draw would have. Below, some "
+        "of the images; the run folder has larger sheets."
     )
     return note, content
-
-
-def _map(run: Run) -> bytes:
-    """A t-SNE map of labelled, last queried and unlabelled training images."""
-    generator = make_generator(run.seed, "map")
-    acquired = run.pool.acquired_round
-    last = acquired == run.round
-    groups = (last, (acquired >= 0) & ~last, acquired < 0)
-    chosen = torch.cat([_draw(group, generator) for group in groups])
-    embeddings = run.inference.embed(run.splits.train.images[chosen], "map")
-    predicted = run.inference.logits(embeddings).argmax(1).cpu()
-    status = (acquired[chosen] >= 0).long() + last[chosen].long()
-    points = _plane(embeddings.cpu(), derive_seed(run.seed, "map") % 2**32)
-    return figures.embedding_map(points, status, predicted, run.splits.class_names)
-
-
-def _draw(group: Tensor, generator: torch.Generator) -> Tensor:
-    """At most `MAP_POINTS` of the True positions of `group`, drawn at random."""
-    positions = group.nonzero().flatten()
-    order = torch.randperm(len(positions), generator=generator)
-    return positions[order[:MAP_POINTS]]
-
-
-def _plane(embeddings: Tensor, seed: int) -> Tensor:
-    """Embeddings [n, D] as points [n, 2], by PCA and then t-SNE.
-
-    van der Maaten & Hinton 2008, "Visualizing Data using t-SNE".
-    """
-    components = min(PRINCIPAL_COMPONENTS, *embeddings.shape)
-    reduced = PCA(components, random_state=seed).fit_transform(embeddings.numpy())
-    perplexity = min(30.0, (len(reduced) - 1) / 3)
-    points = TSNE(perplexity=perplexity, init="pca", random_state=seed).fit_transform(reduced)
-    return torch.from_numpy(points)

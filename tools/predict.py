@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from reporting.files import csv_text, write_atomically
 from tools.image_inputs import ImageBatch, find_inputs, read_batches
-from tools.run_reader import Run, RunError, add_run_arguments, one_line_errors, open_run
+from tools.run_reader import Model, RunError, add_run_arguments, one_line_errors, open_model
 from training.inference import Passes, query_passes
 
 COLUMNS = ("image", "class", "probability", "uncertainty", "size")
@@ -31,7 +31,7 @@ SIZES_SHOWN = 5
 def predict(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     files = find_inputs(arguments.inputs)
-    run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
+    run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
     rows, sizes = _rows(run, files)
     text = csv_text(COLUMNS, rows)
     if arguments.output is None:
@@ -47,10 +47,10 @@ def predict(arguments: argparse.Namespace) -> None:
     print(_resize_note(sizes, run.hp.image_size), file=sys.stderr)
 
 
-def _rows(run: Run, files: Sequence[Path]) -> tuple[list[list[str]], Counter[str]]:
+def _rows(run: Model, files: Sequence[Path]) -> tuple[list[list[str]], Counter[str]]:
     """The CSV's rows, and how many images there were of each size."""
     passes = query_passes(run.hp, run.inference.network, run.seed, run.round + 1)
-    channels, batch_size = run.splits.channels, run.hp.scoring_batch_size
+    channels, batch_size = run.channels, run.hp.scoring_batch_size
     rows: list[list[str]] = []
     sizes: Counter[str] = Counter()
     with tqdm(desc="predicting", unit=" images", leave=False, disable=None) as bar:
@@ -61,11 +61,11 @@ def _rows(run: Run, files: Sequence[Path]) -> tuple[list[list[str]], Counter[str
     return rows, sizes
 
 
-def _classify(run: Run, batch: ImageBatch, passes: Passes) -> list[list[str]]:
+def _classify(run: Model, batch: ImageBatch, passes: Passes) -> list[list[str]]:
     embeddings = run.inference.embed_batch(batch.images)
     probability, predicted = run.inference.logits(embeddings).softmax(1).max(1)
     uncertainty = run.inference.uncertainty(batch.images, embeddings, passes)
-    names = run.splits.class_names
+    names = run.class_names
     return [
         [name, names[c], f"{p:.6f}", f"{u:.6f}", size]
         for name, c, p, u, size in zip(

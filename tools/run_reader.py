@@ -1,13 +1,14 @@
 """Opens a finished run folder: settings, data, network, and what was labelled.
 
-`open_run(path)` is what evaluate, predict and export begin with. Whatever is wrong with a folder
-is one `RunError` of one line.
+`open_run(path)` and, where no data set is needed, `open_model(path)` are what the other tools begin
+with. Whatever is wrong with a folder is one `RunError` of one line.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -17,12 +18,14 @@ from typing import Any
 
 import torch
 import yaml
+from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from active_learning import LabeledPool
 from data import DataError, Splits, channel_statistics
 from reporting.run_folder import damaged_files
 from resnet_custom import SplitNetwork
+from training.experiment_config import ConfigError
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
@@ -37,44 +40,110 @@ class RunError(ValueError):
 
 
 @dataclass(frozen=True)
-class Run:
-    """One checkpoint of a run, with its data and everything that was written down beside it.
+class Model:
+    """One checkpoint of a run and everything that was written down beside it, but for its data.
 
-    `splits` lie on the CPU, the network in `inference` on the GPU where there is one. `pool` is
-    the checkpoint's: what its weights were trained on. `metrics` and `queries` are the rows of
-    metrics.csv and queries.csv, of all rounds of the run.
+    The network in `inference` is on the GPU where there is one. `pool` is the checkpoint's: what
+    its weights were trained on. `metrics` and `queries` are the rows of metrics.csv and
+    queries.csv, of all rounds of the run.
     """
 
     path: Path
     hp: Hyperparameters
     seed: int
+    dataset: str
+    fingerprint: str
     uuid: str
     round: int
     val_loss: float
-    splits: Splits
+    class_names: tuple[str, ...]
+    channels: int
     pool: LabeledPool
     inference: Inference
     metrics: list[dict[str, float]]
     queries: list[dict[str, str]]
 
 
-def open_run(path: Path, checkpoint: str = "best", data_dir: Path | None = None) -> Run:
-    """The run at `path`, with its `checkpoint` of the lowest validation loss, or the last one.
+@dataclass(frozen=True)
+class Run(Model):
+    """The same with its data set, which lies on the CPU."""
+
+    splits: Splits
+
+
+def open_model(path: Path, checkpoint: str = "best", data_dir: Path | None = None) -> Model:
+    """The run at `path`, with its `checkpoint`: best, last, a round, or an id's beginning.
+
+    The data set is not needed, unless the folder was written by a version that kept no classes and
+    image statistics in run.json.
 
     Args:
-        data_dir: where the run's data set lies, if not where its configuration says.
+        data_dir: where that data set lies, if not where the run's configuration says.
 
     Raises:
         RunError: no run, no whole checkpoint, or another data set than the run's.
-        DataError: the data set cannot be had.
+        DataError: the data set is needed and cannot be had.
     """
     config, identity = _settings(path)
+    hp = _hyperparameters(path, config)
     try:
-        hp = Hyperparameters.from_mapping(config["hyperparameters"])
+        facts = _NetworkFacts.from_mapping(identity["network"])
+    except KeyError:
+        facts = _NetworkFacts.from_splits(_load_splits(path, hp, identity, data_dir))
+    except (TypeError, ValueError) as error:
+        raise RunError(f"{path}/run.json: damaged ({_line(error)}); name another run") from error
+    return _model(path, hp, identity, facts, checkpoint)
+
+
+def open_run(path: Path, checkpoint: str = "best", data_dir: Path | None = None) -> Run:
+    """The same as `open_model`, with the data set that the run was trained on."""
+    config, identity = _settings(path)
+    hp = _hyperparameters(path, config)
+    _checkpoint_entry(path, checkpoint)  # a wrong name is said before data are read
+    splits = _load_splits(path, hp, identity, data_dir)
+    model = _model(path, hp, identity, _NetworkFacts.from_splits(splits), checkpoint)
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return Run(**fields, splits=splits)
+
+
+@dataclass(frozen=True)
+class _NetworkFacts:
+    """What the network is fed and what its outputs mean; mean and std float32 [channels]."""
+
+    class_names: tuple[str, ...]
+    channels: int
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def from_splits(cls, splits: Splits) -> _NetworkFacts:
+        statistics = channel_statistics(splits.train.images)
+        return cls(splits.class_names, splits.channels, *statistics)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> _NetworkFacts:
+        """Those in run.json; ValueError or TypeError if something is missing or of another kind."""
+        wanted = ("class_names", "channels", "mean", "std")
+        missing = [name for name in wanted if name not in values]
+        if missing:
+            raise ValueError(f"network.{missing[0]} is missing")
+        names, channels = tuple(map(str, values["class_names"])), int(values["channels"])
+        mean, std = (torch.tensor(values[name], dtype=torch.float32) for name in ("mean", "std"))
+        if not mean.shape == std.shape == (channels,):
+            raise ValueError(f"network.mean and std are not {channels} numbers each")
+        return cls(names, channels, mean, std)
+
+
+def _hyperparameters(path: Path, config: Mapping[str, Any]) -> Hyperparameters:
+    try:
+        return Hyperparameters.from_mapping(config["hyperparameters"])
     except (HyperparameterError, KeyError, TypeError) as error:
         raise RunError(f"{path}/config.yaml: {error}; give a run that this version wrote") from None
-    entry = _checkpoint_entry(path, checkpoint)
-    state = _load_checkpoint(path, entry)
+
+
+def _load_splits(
+    path: Path, hp: Hyperparameters, identity: Mapping[str, Any], data_dir: Path | None
+) -> Splits:
     splits = load_data(hp, data_dir)
     if splits.fingerprint() != identity.get("data"):
         raise RunError(
@@ -82,39 +151,54 @@ def open_run(path: Path, checkpoint: str = "best", data_dir: Path | None = None)
             f"(fingerprint {splits.fingerprint()[:12]}, not {str(identity.get('data'))[:12]}); "
             "give the folder of the original by --data-dir"
         )
+    return splits
+
+
+def _model(
+    path: Path,
+    hp: Hyperparameters,
+    identity: Mapping[str, Any],
+    facts: _NetworkFacts,
+    checkpoint: str,
+) -> Model:
+    entry = _checkpoint_entry(path, checkpoint)
+    state = _load_checkpoint(path, entry)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     seed = int(identity["seed"])
-    pool = LabeledPool(len(splits.train))
     network = SplitNetwork(
-        hp.architecture, splits.num_classes, splits.channels, make_generator(seed, "unused")
+        hp.architecture, len(facts.class_names), facts.channels, make_generator(seed, "unused")
     )
     try:
         weights = state["models_state_dict"][0]
         # Data parallel training puts this before every name.
         consume_prefix_in_state_dict_if_present(weights, "module.")
         network.load_state_dict(weights)
-        pool.load_state_dict(state["callbacks"]["active_learning"])
+        learner = state["callbacks"]["active_learning"]
+        pool = LabeledPool(len(learner["labels"]))
+        pool.load_state_dict(learner)
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
         raise RunError(
             f"{path}/checkpoints/{entry['uuid']}: does not fit the run's settings "
             f"({_line(error)}); give a run that this version wrote"
         ) from error
-    mean, std = channel_statistics(splits.train.images)
     inference = Inference(
         network=network.to(device).to(memory_format=torch.channels_last).eval(),
-        mean=mean.to(device),
-        std=std.to(device),
+        mean=facts.mean.to(device),
+        std=facts.std.to(device),
         compute_dtype=compute_dtype(hp.precision, device),
         batch_size=hp.scoring_batch_size,
     )
-    return Run(
+    return Model(
         path=path,
         hp=hp,
         seed=seed,
+        dataset=str(identity.get("dataset")),
+        fingerprint=str(identity.get("data")),
         uuid=entry["uuid"],
         round=int(entry["round"]),
         val_loss=float(entry["val_loss"]),
-        splits=splits,
+        class_names=facts.class_names,
+        channels=facts.channels,
         pool=pool,
         inference=inference,
         metrics=[_numbers(row) for row in _table(path / "metrics.csv")],
@@ -137,24 +221,36 @@ def _settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _checkpoint_entry(path: Path, which: str) -> dict[str, Any]:
-    """The entry of checkpoints.json that `which`, best or last, means."""
+    """The entry of checkpoints.json that `which` means: best, last, a round or an id's beginning.
+
+    Best is the one of the lowest validation loss.
+    """
     try:
         entries = json.loads((path / "checkpoints.json").read_text(encoding="utf-8"))
-        if which == "best":
-            entry = min(entries, key=lambda one: one["val_loss"])
-        else:
-            entry = max(entries, key=lambda one: one["round"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        best = min(entries, key=lambda one: one["val_loss"])
+        last = max(entries, key=lambda one: one["round"])
+        named = [
+            one for one in entries if which == str(one["round"]) or one["uuid"].startswith(which)
+        ]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path}: no checkpoint ({_line(error)}); let the run finish its first round"
         ) from error
-    return dict(entry)
+    if which in CHECKPOINTS:
+        return dict(best if which == "best" else last)
+    if len(named) != 1:
+        there = ", ".join(f"{one['round']} ({one['uuid'][:8]})" for one in entries)
+        raise RunError(
+            f"--checkpoint {which}: {len(named)} checkpoints of {path} are called so; give best, "
+            f"last, or a round or id that was kept: {there}"
+        )
+    return dict(named[0])
 
 
 def _load_checkpoint(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     """The checkpoint's content on the CPU, read without running code that may be in it."""
     folder = path / "checkpoints" / str(entry["uuid"])
-    other = "give the other one by --checkpoint best or last"
+    other = "give another one by --checkpoint"
     digests = entry.get("blake2b")
     damage = damaged_files(folder, digests) if isinstance(digests, dict) else []
     if damage:
@@ -193,7 +289,14 @@ def _line(error: Exception) -> str:
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """RUN, --checkpoint and --data-dir."""
     parser.add_argument("run", type=Path, metavar="RUN", help="folder that model_def.py wrote")
-    parser.add_argument("--checkpoint", choices=CHECKPOINTS, default="best")
+    add_checkpoint_arguments(parser)
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint and --data-dir."""
+    parser.add_argument(
+        "--checkpoint", default="best", help="best, last, a round, or an id's first characters"
+    )
     parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
 
 
@@ -201,7 +304,7 @@ def one_line_errors(tool: Callable[[], None]) -> int:
     """Run `tool`; the exit status. A request that cannot be served is one line and status 2."""
     try:
         tool()
-    except (RunError, DataError) as error:
+    except (RunError, DataError, ConfigError, HyperparameterError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -77,6 +77,7 @@ class Hyperparameters:
     compile: bool
     reporting_period: int = number(1)
     evaluation_size: int = number(0)
+    tensorboard_pictures: bool
 
     rounds: int = number(1)
     initial_labeled_size: int = number(1)

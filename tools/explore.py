@@ -1,0 +1,95 @@
+"""Looks at a data set: table, exploration.json and exploration.html.
+
+    python -m tools.explore --config configs/bloodmnist.yaml [--data-dir DIR] [--output-dir DIR]
+    python -m tools.explore --run RUN [--checkpoint best] [--data-dir DIR] [--output-dir DIR]
+
+Classes, samples, pixel statistics, exact and near duplicates within and across splits; with --run,
+on that run's data set, also the labels that its network confidently disagrees with. --config and
+--run together have to mean the same data. The files go into RUN/exploration, or
+runs/exploration_DATASET, unless --output-dir says otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from reporting.files import write_atomically
+from tools.exploration import explore_data, report
+from tools.exploration_report import html_report, text_table
+from tools.run_reader import (
+    Run,
+    RunError,
+    add_checkpoint_arguments,
+    one_line_errors,
+    open_run,
+)
+from training.experiment_config import load, sample
+from training.hyperparameters import Hyperparameters
+from training.loading import load_data
+
+DATA_SETTINGS = ("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction")
+
+
+def explore(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    run: Run | None = None
+    hp = None if arguments.config is None else _hyperparameters(arguments.config)
+    if arguments.run is not None:
+        run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
+        if hp is not None:
+            _check_same_data(arguments.config, hp, run)
+        splits = run.splits
+        default = arguments.run / "exploration"
+    elif hp is not None:
+        splits = load_data(hp, arguments.data_dir)
+        default = Path("runs") / f"exploration_{splits.name}"
+    else:
+        raise RunError("nothing to explore; name a configuration by --config, or a run by --run")
+    folder: Path = arguments.output_dir or default
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
+    exploration = explore_data(splits, run)
+    print(text_table(exploration, run))
+    numbers = json.dumps(report(exploration, run), indent=2, allow_nan=False)
+    write_atomically(folder / "exploration.json", numbers + "\n")
+    write_atomically(folder / "exploration.html", html_report(exploration, run))
+    print(f"\nwritten: {folder / 'exploration.html'} and exploration.json")
+
+
+def _hyperparameters(config: Path) -> Hyperparameters:
+    """Those of a configuration; of a search, one sample, as they all are about the same data."""
+    values, _ = sample(load(config)["hyperparameters"], 0)
+    return Hyperparameters.from_mapping(values)
+
+
+def _check_same_data(config: Path, hp: Hyperparameters, run: Run) -> None:
+    for name in DATA_SETTINGS:
+        wanted, found = getattr(hp, name), getattr(run.hp, name)
+        if wanted != found:
+            raise RunError(
+                f"--config {config}: hyperparameters.{name} is {wanted!r}, and {found!r} in "
+                f"{run.path}; leave --config out, or give the run's own"
+            )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, metavar="YAML", help="explore its data set")
+    parser.add_argument("--run", type=Path, metavar="RUN", help="explore a run's data and labels")
+    add_checkpoint_arguments(parser)
+    parser.add_argument("--output-dir", type=Path, help="where the report goes")
+    arguments = parser.parse_args(argv)
+    return one_line_errors(lambda: explore(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
