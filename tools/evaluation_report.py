@@ -193,16 +193,17 @@ def _queries(run: Run) -> tuple[str, str]:
     train = run.splits.train
     rounds = torch.tensor([int(row["round"]) for row in run.queries])
     indices = torch.tensor([int(row["index"]) for row in run.queries])
+    labels = torch.tensor([int(row["label"]) for row in run.queries])
     counts = torch.zeros(int(rounds.max()) + 1, train.num_classes, dtype=torch.int64)
-    counts.index_put_((rounds, train.labels[indices]), torch.tensor(1), accumulate=True)
+    counts.index_put_((rounds, labels), torch.tensor(1), accumulate=True)
     pool = torch.bincount(train.labels, minlength=train.num_classes)
     content = plot(
         figures.class_mix(counts, train.class_names, pool), "classes queried in each round"
     )
     for round_ in range(len(counts)):
-        chosen = indices[rounds == round_]
+        chosen = rounds == round_
         sheet = contact_sheet(
-            train.images[chosen], train.labels[chosen], train.class_names,
+            train.images[indices[chosen]], labels[chosen], train.class_names,
             f"Round {round_}: queried images", SHEET_IMAGES,
         )  # fmt: skip
         content += plot(sheet, f"images queried in round {round_}")

@@ -145,7 +145,10 @@ def _places(splits: Splits) -> list[Place]:
 
 
 def _suspicions(run: Run) -> list[Suspicion]:
-    """Of all images, those that the network was trained on judged by themselves."""
+    """Of all images, those that the network was trained on judged by themselves.
+
+    Their labels are those that were given, which simulated annotators may have got wrong.
+    """
     probabilities = torch.cat(
         [
             run.inference.logits(run.inference.embed(store.images, name)).softmax(1).cpu()
@@ -153,9 +156,11 @@ def _suspicions(run: Run) -> list[Suspicion]:
         ]
     )
     places = _places(run.splits)
-    labels = torch.tensor([place.label for place in places])
     trained = torch.zeros(len(places), dtype=torch.bool)
     trained[: len(run.splits.train)] = run.pool.acquired_round >= 0
+    for index in run.pool.labelled.tolist():  # training images come first among the places
+        places[index] = Place("train", index, int(run.pool.labels[index]))
+    labels = torch.tensor([place.label for place in places])
     found = []
     for group in (trained, ~trained):
         members = group.nonzero().flatten()
