@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import shutil
 from collections.abc import Callable
@@ -29,12 +28,14 @@ def run(small_run: Path) -> Run:
 
 
 @pytest.fixture
-def rows(small_run: Path, capsys: pytest.CaptureFixture[str]) -> Predict:
-    """Predicts on the small run; the rows of the CSV on the terminal."""
+def rows(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Predict:
+    """Predicts on the small run; the rows of the CSV."""
 
     def call(*inputs: Path) -> list[dict[str, str]]:
-        assert predict.main([str(small_run), *map(str, inputs)]) == 0
-        return list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+        output = tmp_path_factory.mktemp("predictions") / "rows.csv"
+        assert predict.main([str(small_run), *map(str, inputs), "--output", str(output)]) == 0
+        with output.open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
 
     return call
 
@@ -150,6 +151,19 @@ def test_damaged_statistics_are_refused(small_run: Path, tmp_path: Path) -> None
         (damaged / "run.json").write_text(json.dumps({**identity, "network": wrong}))
         with pytest.raises(RunError, match=r"run\.json: damaged"):
             open_model(damaged)
+
+
+def test_table_on_the_terminal(
+    small_run: Path, run: Run, rows: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 12)))
+    assert predict.main([str(small_run), str(tmp_path / "a.npz")]) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == list(predict.COLUMNS)
+    assert len({len(line) for line in (header, *lines)}) == 1
+    assert [line.split() for line in lines] == [
+        list(row.values()) for row in rows(tmp_path / "a.npz")
+    ]
 
 
 class TestRefusals:

@@ -82,16 +82,22 @@ def read_batches(
                 for path in paths:
                     yield from _array_batches(path, size, channels, batch_size)
                 continue
-            for start in range(0, len(paths), batch_size):
-                part = paths[start : start + batch_size]
-                pixels = pool.map(lambda path: image_folder.decode(path, size), part)
-                arrays = [_with_channels(image[np.newaxis], channels) for image in pixels]
-                yield _batch(list(map(str, part)), list(map(_size, part)), arrays)
+            parts = [paths[i : i + batch_size] for i in range(0, len(paths), batch_size)]
+            coming = [pool.submit(_read_file, path, size, channels) for path in parts[0]]
+            for part, following in zip(parts, [*parts[1:], []], strict=True):
+                # Decoded while the network is busy with the batch before.
+                reading = coming
+                coming = [pool.submit(_read_file, path, size, channels) for path in following]
+                sizes, arrays = zip(*(future.result() for future in reading), strict=True)
+                yield _batch(list(map(str, part)), list(sizes), list(arrays))
 
 
-def _size(path: Path) -> str:
+def _read_file(path: Path, size: int, channels: int) -> tuple[str, NDArray[np.uint8]]:
+    """The image's own size, and its pixels [1, size, size, channels]."""
+    pixels = image_folder.decode(path, size)
     with Image.open(path, formats=image_folder.FORMATS) as image:
-        return f"{image.width}x{image.height}"
+        original = f"{image.width}x{image.height}"
+    return original, _with_channels(pixels[np.newaxis], channels)
 
 
 def _array_batches(path: Path, size: int, channels: int, batch_size: int) -> Iterator[ImageBatch]:

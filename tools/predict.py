@@ -3,10 +3,10 @@
     python -m tools.predict RUN image.png folder/ file.npz file.h5 [--output predictions.csv]
 
 PNG, JPEG, TIFF and BMP files, folders of them, and arrays of images in NPZ or HDF5, of any size:
-they are resized to the network's. The CSV has one row per image: its name; the class; that class's
-probability (softmax, dropout off, as in evaluation); the uncertainty, predictive entropy in nats by
-the run's choice of MC dropout, test-time augmentation or softmax, as in its queries; and the size
-that the image had.
+they are resized to the network's. The table on the terminal, or the CSV file, has one row per
+image: its name; the class; that class's probability (softmax, dropout off, as in evaluation); the
+uncertainty, predictive entropy in nats by the run's choice of MC dropout, test-time augmentation or
+softmax, as in its queries; and the size that the image had. The run's data set is not needed.
 """
 
 from __future__ import annotations
@@ -33,12 +33,11 @@ def predict(arguments: argparse.Namespace) -> None:
     files = find_inputs(arguments.inputs)
     run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
     rows, sizes = _rows(run, files)
-    text = csv_text(COLUMNS, rows)
     if arguments.output is None:
-        print(text, end="")
+        print(text_table(rows))
     else:
         try:
-            write_atomically(arguments.output, text)
+            write_atomically(arguments.output, csv_text(COLUMNS, rows))
         except OSError as error:
             raise RunError(
                 f"--output {arguments.output}: cannot be written ({error.strerror}); "
@@ -79,6 +78,19 @@ def _classify(run: Model, batch: ImageBatch, passes: Passes) -> list[list[str]]:
     ]
 
 
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """The rows under `COLUMNS`, aligned for a terminal: names to the left, numbers to the right."""
+    lines = [COLUMNS, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:{'<' if name in ('image', 'class') else '>'}{width}}"
+            for name, cell, width in zip(COLUMNS, line, widths, strict=True)
+        )
+        for line in lines
+    )
+
+
 def _resize_note(sizes: Counter[str], size: int) -> str:
     """What was resized, in one line."""
     total = sizes.total()
@@ -98,7 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_arguments(parser)
     parser.add_argument("inputs", type=Path, nargs="+", metavar="IMAGES")
-    parser.add_argument("--output", type=Path, metavar="CSV", help="default: the terminal")
+    parser.add_argument(
+        "--output", type=Path, metavar="CSV", help="default: a table on the terminal"
+    )
     arguments = parser.parse_args(argv)
     return one_line_errors(lambda: predict(arguments))
 
