@@ -1,5 +1,6 @@
 # make run     install, then run the main job: PathMNIST, or the bundled digits without it
 # make test    install, then run the tests
+# make bench   install, then measure the speed beside a straightforward implementation's (20 minutes)
 # make check   lint, formatting and types
 #
 # DATA_DIR=where/the/data/lie  OUTPUT_DIR=new/run/folder  CONFIG=configs/another.yaml
@@ -10,7 +11,7 @@ DATA_DIR ?= data
 OUTPUT_DIR ?=
 CONFIG ?=
 
-.PHONY: run test check
+.PHONY: run test bench check
 
 run: $(VENV)/installed
 	@$(PYTHON) -m tools.main_job --data-dir "$(DATA_DIR)" \
@@ -18,6 +19,9 @@ run: $(VENV)/installed
 
 test: $(VENV)/installed
 	@$(PYTHON) -m pytest -n 2 --dist loadfile
+
+bench: $(VENV)/installed
+	@$(PYTHON) -m benchmarks.speed
 
 check: $(VENV)/installed
 	@$(PYTHON) -m ruff check .

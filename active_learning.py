@@ -227,8 +227,20 @@ class ActiveLearner:
         self.network = self._fresh_network(0)
         if hp.pretrained_backbone != "none":
             self.start_from(read_backbone(Path(hp.pretrained_backbone), self.network))
+        if hp.compile:
+            # In place, so that weights keep their names. Batches are always of one size.
+            self.network.compile(dynamic=False)
         self.train_network: nn.Module = self.network  # data parallelism puts its wrapper here
         self.optimizer = make_optimizer(self.network, hp.weight_decay)
+        # The network, for images that are not trained on.
+        self._inference = Inference(
+            self.network,
+            self._mean,
+            self._std,
+            self.compute_dtype,
+            hp.scoring_batch_size,
+            hp.compile,
+        )
         self.pretraining: SelfSupervision | None = None
         if hp.self_supervised_steps:
             self.pretraining = SelfSupervision(
@@ -346,12 +358,11 @@ class ActiveLearner:
         asked = strategy.probabilities or strategy.embeddings or self.hp.stop_below_uncertainty
         if not asked:
             return PoolScores(candidates, None, None, None)
-        inference = self._inference
         passes = query_passes(self.hp, self.network, self._seed, round_)
         embeddings, probabilities = [], []
         for batch in self._sweep(self._train.images, candidates, f"scoring for round {round_}"):
-            block = inference.embed_batch(batch)
-            probabilities.append(inference.probabilities(batch, block, passes))
+            block = self._inference.embed_batch(batch)
+            probabilities.append(self._inference.probabilities(batch, block, passes))
             if strategy.embeddings:
                 embeddings.append(block.half())
         passes_last = torch.cat(probabilities, dim=1).transpose(0, 1)
@@ -359,7 +370,7 @@ class ActiveLearner:
         if strategy.labelled_embeddings:
             indices = self.pool.labelled.to(self.device)
             blocks = [
-                inference.embed_batch(batch).half()
+                self._inference.embed_batch(batch).half()
                 for batch in self._sweep(self._train.images, indices, "scoring labelled")
             ]
             labelled = self._ranks.gather(torch.cat(blocks), len(indices))
@@ -382,35 +393,24 @@ class ActiveLearner:
             return None
         if self.hp.initial_pool == "pixels":
             return self._train.images.flatten(1)  # all of them, as none is labelled yet
-        inference = self._inference
         blocks = [
-            inference.embed_batch(batch).half()
+            self._inference.embed_batch(batch).half()
             for batch in self._sweep(self._train.images, candidates, "scoring for round 0")
         ]
         return self._ranks.gather(torch.cat(blocks), len(candidates))
 
-    @property
-    def _inference(self) -> Inference:
-        """The network as it is, for images that are not trained on."""
-        return Inference(
-            self.network, self._mean, self._std, self.compute_dtype, self.hp.scoring_batch_size
-        )
-
     def _sweep(self, images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
         """This rank's share of the images at `indices`, uint8, batch by batch.
 
-        Meanwhile the network is in eval mode: BatchNorm's statistics are used, never updated.
+        They are for `_inference`, which knows the network as it is now.
         """
         share = indices[self._ranks.share(len(indices))]
         for buffer in self.network.buffers():
             # Each rank's last batch moved BatchNorm's statistics in a way of its own.
             self._ranks.agree(buffer)
-        self.network.eval()
-        try:
-            for block in self._progress(share.split(self.hp.scoring_batch_size), title):
-                yield images[block]
-        finally:
-            self.network.train()
+        self._inference.refresh()
+        for block in self._progress(share.split(self._inference.step), title):
+            yield images[block]
 
     def _carry_weights_over(self, round_: int) -> None:
         """What the network keeps of the last round, by `between_rounds`."""
@@ -514,9 +514,10 @@ class ActiveLearner:
     def evaluate(self, store: ImageStore) -> dict[str, float]:
         """`loss`, `accuracy` and `auc` of the network as it is, on a store on the device."""
         everything = torch.arange(len(store), device=self.device)
-        inference = self._inference
         batches = self._sweep(store.images, everything, "evaluating")
-        logits = torch.cat([inference.logits(inference.embed_batch(batch)) for batch in batches])
+        logits = torch.cat(
+            [self._inference.logits(self._inference.embed_batch(batch)) for batch in batches]
+        )
         return classification_metrics(self._ranks.gather(logits, len(store)), store.labels)
 
     def end_round(self, val: Mapping[str, float]) -> StopReason | None:

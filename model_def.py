@@ -34,6 +34,7 @@ from reporting.files import write_atomically
 from reporting.run_folder import RunFolder, RunFolderError
 from resnet_custom import PretrainedWeightsError
 from training.backbone_file import backbone_bytes
+from training.compilation import check_compilation
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.loading import load_data
@@ -73,6 +74,8 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             self.hp = check_hyperparameters(context.get_hparams(), self.ranks.size)
             splits = load_data(self.hp)
             sizes = self.hp.query_sizes(len(splits.train))
+            if self.hp.compile:
+                check_compilation(context.device)
         self.seed = trial_seed if self.hp.seed == -1 else self.hp.seed
         if run_folder is not None:
             run_folder.check_identity(

@@ -105,6 +105,11 @@ class SplitNetwork(nn.Module):
             self.backbone.requires_grad_(False)
             self.train()
 
+    @property
+    def folds(self) -> bool:
+        """Whether each BatchNorm of the backbone follows the convolution registered before it."""
+        return not self._torchvisions_own
+
     def train(self, mode: bool = True) -> SplitNetwork:
         """As of every module, but for a frozen backbone, which stays in eval mode."""
         super().train(mode)

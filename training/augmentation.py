@@ -6,6 +6,7 @@ result lies in memory channels last, which is the layout that convolutions want.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -127,13 +128,23 @@ class Augmentation:
     ) -> Tensor:
         scale = _around(1.0, self.stain_jitter, (count, 3), generator)[part]
         offset = _around(0.0, self.stain_jitter / 10, (count, 3), generator)[part]
-        to_rgb = torch.tensor(STAIN_DENSITIES, device=batch.device)
-        to_rgb = to_rgb / to_rgb.norm(dim=1, keepdim=True)
+        to_rgb, to_stains = _stain_matrices(batch.device)
         # Unmixing, scaling each stain and mixing again is one 3x3 matrix per image.
-        change = torch.linalg.inv(to_rgb) @ torch.diag_embed(scale) @ to_rgb
+        change = to_stains @ torch.diag_embed(scale) @ to_rgb
         density = -torch.log(batch.clamp_min(1 / 255))
         changed = torch.einsum("bchw,bcd->bdhw", density, change)
         return torch.exp(-(changed + (offset @ to_rgb)[:, :, None, None]))
+
+
+@functools.cache
+def _stain_matrices(device: torch.device) -> tuple[Tensor, Tensor]:
+    """From stains to colours and back, float32 [3, 3] each.
+
+    Made once: copying and inverting them on a GPU would have the host wait in every step.
+    """
+    to_rgb = torch.tensor(STAIN_DENSITIES)
+    to_rgb = to_rgb / to_rgb.norm(dim=1, keepdim=True)
+    return to_rgb.to(device), torch.linalg.inv(to_rgb).to(device)
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:

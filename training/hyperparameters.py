@@ -74,6 +74,7 @@ class Hyperparameters:
     colour_jitter: float = number(0.0, 0.9)
     stain_jitter: float = number(0.0, 0.9)
     precision: str = choice("auto", "bfloat16", "float32")
+    compile: bool
     reporting_period: int = number(1)
     evaluation_size: int = number(0)
 

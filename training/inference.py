@@ -7,6 +7,7 @@ further views of test-time augmentation.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from data import normalise
 from query_strategies import predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
+from training.embedding import LARGEST_CPU_STEP, Embedder
 from training.hyperparameters import Hyperparameters
 from training.seeds import derive_seed, make_generator
 
@@ -65,7 +67,11 @@ def query_passes(hp: Hyperparameters, network: SplitNetwork, seed: int, round_: 
 class Inference:
     """A network in eval mode and what its images are normalised by.
 
+    The backbone is run as the network is when first needed, or at the last `refresh`; the head as
+    it is at any time.
+
     mean, std: float32 [C], of the training images, in units of full brightness.
+    compiled: run the backbone under torch.compile.
     """
 
     network: SplitNetwork
@@ -73,28 +79,43 @@ class Inference:
     std: Tensor
     compute_dtype: torch.dtype
     batch_size: int
+    compiled: bool = False
 
     @property
     def device(self) -> torch.device:
         """Where the network is; images may be elsewhere, and are brought there in batches."""
         return self.mean.device
 
-    @torch.inference_mode()
+    @cached_property
+    def _embedder(self) -> Embedder:
+        size = self.step if self.compiled else None
+        return Embedder(self.network, self.compute_dtype, compiled_size=size)
+
+    @property
+    def step(self) -> int:
+        """How many images to embed at a time: `batch_size`, or what a CPU does best."""
+        on_cpu = self.device.type == "cpu"
+        return min(self.batch_size, LARGEST_CPU_STEP) if on_cpu else self.batch_size
+
+    def refresh(self) -> None:
+        """Take over the backbone's weights and statistics as they are now."""
+        self._embedder.refresh()
+
     def embed(self, images: Tensor, title: str) -> Tensor:
         """Images uint8 [N, C, S, S] to float32 embeddings [N, D] on the network's device."""
         blocks = [
             self.embed_batch(batch)
             for batch in tqdm(
-                images.split(self.batch_size), desc=title, leave=False, disable=None, unit="batch"
+                images.split(self.step), desc=title, leave=False, disable=None, unit="batch"
             )
         ]
         return torch.cat(blocks)
 
     @torch.inference_mode()
     def embed_batch(self, batch: Tensor) -> Tensor:
-        """The same for images that fit on the device together."""
+        """The same for images that fit on the device together; where compiled, `step` at most."""
         batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
-        return self._embed(normalise(batch, self.mean, self.std))
+        return self._embedder(normalise(batch, self.mean, self.std))
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor) -> Tensor:
@@ -115,15 +136,10 @@ class Inference:
             generator = torch.Generator(self.device).manual_seed(seed)
             view = passes.augmentation.view(batch, generator)
             normalised = (view - self.mean[:, None, None]) / self.std[:, None, None]
-            logits.append(self.logits(self._embed(normalised)).unsqueeze(0))
+            logits.append(self.logits(self._embedder(normalised)).unsqueeze(0))
         return torch.cat(logits).softmax(2)
 
     @torch.inference_mode()
     def uncertainty(self, batch: Tensor, embeddings: Tensor, passes: Passes) -> Tensor:
         """Predictive entropy [B], nats, of the mean over `probabilities`."""
         return predictive_entropy(self.probabilities(batch, embeddings, passes))
-
-    def _embed(self, normalised: Tensor) -> Tensor:
-        enabled = self.compute_dtype != torch.float32
-        with torch.autocast(self.device.type, self.compute_dtype, enabled=enabled):
-            return self.network.embed(normalised).float()

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import nn
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused where the device has it.
@@ -21,8 +23,9 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
         {"params": decayed, "weight_decay": weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    on_cuda = next(network.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=0.0, fused=on_cuda, foreach=not on_cuda)
+    # Before torch 2.4, CPUs have no fused optimizer.
+    fused = next(network.parameters()).is_cuda or TORCH >= (2, 4)
+    return torch.optim.AdamW(groups, lr=0.0, fused=fused, foreach=not fused)
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) -> float:

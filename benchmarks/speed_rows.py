@@ -1,0 +1,131 @@
+"""Rows of the speed table: kept in a CSV file, printed as a README's table, drawn as a plot."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from benchmarks.timing import Spread
+from reporting.figures import BLUE, ORANGE, png
+from reporting.files import csv_text, write_atomically
+
+COLUMNS = (
+    *("machine", "section", "item", "unit", "median", "low", "high", "runs"),
+    *("baseline_median", "baseline_low", "baseline_high", "baseline_runs"),
+    *("ratio", "share_of_limit", "note", "versions"),
+)
+# Of these units more is better.
+RATES = ("images/s", "candidates/s", "TFLOP/s")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured thing: the package's figure, and the baseline's in the same unit, if any.
+
+    share_of_limit: of what the device's matrix products allow, 0 to 1.
+    """
+
+    section: str
+    item: str
+    unit: str
+    package: Spread
+    baseline: Spread | None = None
+    share_of_limit: float | None = None
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """How many times better than the baseline; above 1 is better, whatever the unit."""
+        if self.baseline is None:
+            return None
+        more = self.package.median / self.baseline.median
+        return more if self.unit in RATES else 1 / more
+
+    def record(self, machine: str, versions: str) -> dict[str, str]:
+        """The row as the CSV file has it."""
+        found = dict.fromkeys(COLUMNS, "")
+        found |= {"machine": machine, "versions": versions, "section": self.section}
+        found |= {"item": self.item, "unit": self.unit, "note": self.note}
+        for prefix, spread in (("", self.package), ("baseline_", self.baseline)):
+            if spread is not None:
+                for name in ("median", "low", "high"):
+                    found[prefix + name] = f"{getattr(spread, name):.6g}"
+                found[prefix + "runs"] = str(spread.runs)
+        if self.ratio is not None:
+            found["ratio"] = f"{self.ratio:.4g}"
+        if self.share_of_limit is not None:
+            found["share_of_limit"] = f"{self.share_of_limit:.4g}"
+        return found
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The records in a CSV file; none where there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def merge(path: Path, fresh: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Put `fresh` into the file in place of the same machine's same sections; all records."""
+    replaced = {(record["machine"], record["section"]) for record in fresh}
+    kept = [r for r in read(path) if (r["machine"], r["section"]) not in replaced]
+    # By machine; within one, the order in which sections came.
+    machines = list(dict.fromkeys(record["machine"] for record in [*kept, *fresh]))
+    records = [r for name in machines for r in [*kept, *fresh] if r["machine"] == name]
+    rows = [[record[column] for column in COLUMNS] for record in records]
+    write_atomically(path, csv_text(COLUMNS, rows))
+    return records
+
+
+def table(records: Iterable[dict[str, str]]) -> str:
+    """Records as a Markdown table for each machine."""
+    lines: list[str] = []
+    machine = ""
+    for record in records:
+        if record["machine"] != machine:
+            machine = record["machine"]
+            lines += ["", f"{machine}; {record['versions']}:", ""]
+            lines += ["| what | package | baseline | ratio | share of limit | |"]
+            lines += ["| --- | --- | --- | --- | --- | --- |"]
+        package, baseline = (_shown(record, prefix) for prefix in ("", "baseline_"))
+        ratio = f"{float(record['ratio']):.3g}x" if record["ratio"] else ""
+        share = f"{float(record['share_of_limit']):.0%}" if record["share_of_limit"] else ""
+        name = f"{record['section']}: {record['item']}, {record['unit']}"
+        lines.append(f"| {name} | {package} | {baseline} | {ratio} | {share} | {record['note']} |")
+    return "\n".join(lines[1:])
+
+
+def _shown(record: dict[str, str], prefix: str) -> str:
+    """The median, with the extremes where there are any: "51.2 (50.8-51.9)"."""
+    if not record[f"{prefix}median"]:
+        return ""
+    median, low, high = (_number(record[prefix + name]) for name in ("median", "low", "high"))
+    return median if record[f"{prefix}runs"] == "1" else f"{median} ({low}–{high})"  # noqa: RUF001
+
+
+def _number(text: str) -> str:
+    value = float(text)
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
+def plot(records: Sequence[dict[str, str]], machine: str) -> bytes:
+    """How many times faster than the baseline, a bar for each row of one machine, as a PNG."""
+    rows = [r for r in records if r["machine"] == machine and r["ratio"]][::-1]
+    figure = Figure(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    names = [f"{r['section']}: {r['item']}" for r in rows]
+    ratios = [float(r["ratio"]) for r in rows]
+    colours = [ORANGE if r["section"] == "selection" else BLUE for r in rows]
+    bars = axes.barh(names, ratios, color=colours)
+    axes.bar_label(bars, [f" {ratio:.3g}x" for ratio in ratios])
+    axes.set_xscale("log")
+    axes.set_xlim(0.5, 3 * max(ratios, default=1))
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.set_xlabel("times as fast as the baseline (logarithmic)")
+    figure.suptitle(machine, fontsize=10)
+    return png(figure)

@@ -1,0 +1,170 @@
+"""Seconds that query strategies take to choose, against loops over the picks.
+
+Embeddings are made up, of the kind that a trained network gives: 9 clusters, rectified, of low
+rank with noise, in half precision. So are the probabilities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks import speed_naive
+from benchmarks.speed_rows import Row
+from benchmarks.timing import Spread, peak_memory, seconds
+from query_strategies import PoolScores, get_strategy
+from query_strategies.clustering import MAX_ITERATIONS, sample_by_distance
+from query_strategies.geometry import Points, nearest_squared_distance
+
+CLASSES, PASSES, RANK = 9, 6, 64
+PREFILTER = 10
+SHARE_PICKED = 4_430 / 90_000
+TIMED_PICKS = 3  # of the baselines; the rest are all alike
+LLOYD_ROWS = 2_000
+BADGE_ROWS = 4_000
+STRATEGIES = ("k_center", "k_center_projected", "k_means", "uncertainty_diversity", "badge")
+
+
+def made_up_scores(n: int, dimension: int, device: torch.device) -> PoolScores:
+    """n candidates with embeddings float16 [n, D] and probabilities [`PASSES`, n, `CLASSES`]."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    centres, basis = normal(CLASSES, dimension), normal(RANK, dimension) / RANK**0.5
+    head = normal(dimension, CLASSES) * 2 / dimension**0.5
+    embeddings = torch.empty(n, dimension, dtype=torch.float16)
+    logits = torch.empty(n, CLASSES)
+    owner = torch.randint(0, CLASSES, (n,), generator=generator)
+    for rows in torch.arange(n).split(4096):
+        points = centres[owner[rows]] + normal(len(rows), RANK) @ basis
+        points = (points + 0.3 * normal(len(rows), dimension)).relu()
+        embeddings[rows] = points.half()
+        logits[rows] = points @ head
+    noisy = logits + 0.5 * normal(PASSES, n, CLASSES)
+    candidates, probabilities = torch.arange(n, device=device), noisy.softmax(2).to(device)
+    return PoolScores(candidates, probabilities, embeddings.to(device), None)
+
+
+def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> Iterator[list[Row]]:
+    """Rows for each of `sizes`, pairs of candidates and dimension, in turn."""
+    for n, dimension in sizes:
+        scores = made_up_scores(n, dimension, device)
+        picks = max(1, round(SHARE_PICKED * n))
+        naive = _naive_seconds(scores, picks)
+        label = f"{n:,} x {dimension:,}, {picks:,} picks"
+        rows, chosen = [], {}
+        for name, work in _works(scores, picks).items():
+            taken, memory, chosen[name] = _measured(work, runs, device)
+            baseline, how = naive[name]
+            cost = taken.median / (n * picks * dimension)
+            note = f"{cost * 1e12:.3g} ps per n k D; peak {memory / 1e9:.2f} GB more; {how}"
+            rows.append(
+                Row(
+                    "selection",
+                    f"{name} {label}",
+                    "s",
+                    taken,
+                    Spread.of([baseline]),
+                    None,
+                    note,
+                )
+            )
+        exact, projected = (
+            _radius(scores, chosen[name]) for name in ("k_center", "k_center_projected")
+        )
+        ratio = Spread.of([projected / exact])
+        item = f"covering radius, projected over exact, {label}"
+        rows.append(Row("selection", item, "ratio", ratio))
+        yield rows
+
+
+def _measured(
+    work: Callable[[], Tensor], runs: int, device: torch.device
+) -> tuple[Spread, float, Tensor]:
+    """Seconds of `work`, its peak of bytes (0 where unknown), and what it returned last."""
+    taken: list[float] = []
+    result: list[Tensor] = []
+    peaks = []
+    for _ in range(runs):
+        peaks.append(
+            peak_memory(
+                lambda: taken.append(seconds(lambda: result.append(work()), device)), device
+            )
+        )
+    return Spread.of(taken), max(peak or 0 for peak in peaks), result[-1]
+
+
+def _works(scores: PoolScores, picks: int) -> dict[str, Callable[[], Tensor]]:
+    """What is timed: positions of the picks, int64."""
+    device = scores.candidates.device
+    assert scores.embeddings is not None
+    embeddings = scores.embeddings
+
+    def generator() -> torch.Generator:
+        return torch.Generator(device).manual_seed(0)
+
+    def strategy(name: str) -> Callable[[], Tensor]:
+        select = get_strategy(name, PREFILTER).select
+        return lambda: select(scores, picks, generator())
+
+    works = {name: strategy(name) for name in STRATEGIES}
+    works["k-means++ seeding"] = lambda: sample_by_distance(
+        Points.of(embeddings), picks, generator()
+    )
+    return works
+
+
+def _naive_seconds(scores: PoolScores, picks: int) -> dict[str, tuple[float, str]]:
+    """Seconds of each baseline on the CPU, from a part of its work, and from which."""
+    cpu = torch.device("cpu")
+    assert scores.embeddings is not None
+    assert scores.probabilities is not None
+    points = scores.embeddings.float().cpu().numpy()
+    mean = scores.probabilities.mean(0).cpu().numpy()
+    n, timed = len(points), min(TIMED_PICKS, picks)
+    ones = np.ones(n, np.float32)
+
+    def per_pick(work: Callable[[int], object]) -> float:
+        """Beyond the first pick, for which there is no distance to take."""
+        first = seconds(lambda: work(1), cpu)
+        more = seconds(lambda: work(1 + timed), cpu)
+        return max(more - first, 1e-9) / timed
+
+    greedy = per_pick(lambda count: speed_naive.k_center(points, count))
+    seeding = per_pick(lambda count: speed_naive.weighted_d2_sampling(points, ones, count))
+    some = points[: min(n, PREFILTER * picks)]
+    hybrid = per_pick(
+        lambda count: speed_naive.weighted_d2_sampling(some, ones[: len(some)], count)
+    )
+    rows = min(n, LLOYD_ROWS)
+    lloyd = seconds(lambda: speed_naive.lloyd_assignment(points[:rows], points[:picks]), cpu)
+    badge_rows = min(n, BADGE_ROWS)
+    gradients = speed_naive.gradient_embeddings(points[:badge_rows], mean[:badge_rows])
+    badge = per_pick(
+        lambda count: speed_naive.weighted_d2_sampling(gradients, ones[:badge_rows], count)
+    )
+    how = f"baseline extrapolated from {timed} picks"
+    return {
+        "k_center": (greedy * picks, how),
+        "k_center_projected": (greedy * picks, f"{how} of the exact one"),
+        "k-means++ seeding": (seeding * picks, how),
+        "k_means": (
+            seeding * picks + lloyd * n / rows * MAX_ITERATIONS,
+            f"{how} and {rows:,} rows of one of {MAX_ITERATIONS} rounds",
+        ),
+        "uncertainty_diversity": (hybrid * picks, how),
+        "badge": (badge * picks * n / badge_rows, f"{how} over {badge_rows:,} rows"),
+    }
+
+
+def _radius(scores: PoolScores, chosen: Tensor) -> float:
+    """The largest distance of a candidate to the nearest chosen one."""
+    assert scores.embeddings is not None
+    points = Points.of(scores.embeddings)
+    centres = Points.of(scores.embeddings[chosen], points.centre)
+    return float(nearest_squared_distance(points, centres).max().sqrt())
