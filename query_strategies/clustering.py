@@ -17,6 +17,7 @@ from .scores import top_k_stable
 
 PROPOSALS = 512
 MAX_ITERATIONS = 10
+DIRECTIONS = 256
 PROJECT_ABOVE = 1024  # below, the projection would cost as much as it saves
 
 
@@ -132,7 +133,7 @@ def k_means_clusters(
     memory of one block and two k x D matrices beside the points and their projection.
     """
     if points.embeddings.shape[1] > PROJECT_ABOVE:
-        points = project(points, principal_directions(points, generator))
+        points = project(points, principal_directions(points, DIRECTIONS, generator))
     seeds = sample_by_distance(points, k, generator, weights=weights)
     centres = points.block(seeds).factors[0]
     owner = _assign(points, centres)

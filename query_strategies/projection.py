@@ -7,22 +7,20 @@ from torch import Tensor
 
 from .geometry import Points
 
-DIRECTIONS = 256
 SAMPLE = 4096
 ITERATIONS = 3
 
 
-def principal_directions(points: Points, generator: torch.Generator) -> Tensor:
-    """Orthonormal float32 [D, `DIRECTIONS`] that spans nearly the leading principal directions.
+def principal_directions(points: Points, count: int, generator: torch.Generator) -> Tensor:
+    """Orthonormal float32 [D, count] that spans nearly the leading principal directions.
 
     Subspace iteration on a random `SAMPLE` of the points: Halko et al. 2011, "Finding Structure
-    with Randomness". O(SAMPLE D DIRECTIONS). Needs D > `DIRECTIONS`, and points centred on their
-    mean.
+    with Randomness". O(SAMPLE D count). Needs D > count, and points centred on their mean.
     """
     device = points.centre.device
     chosen = torch.randperm(len(points), generator=generator, device=device)[:SAMPLE]
     sample = points.block(chosen).factors[0]
-    shape = (sample.shape[1], DIRECTIONS)
+    shape = (sample.shape[1], count)
     basis = torch.randn(shape, generator=generator, device=device)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
@@ -34,7 +32,7 @@ def project(points: Points, directions: Tensor) -> Points:
 
     Inner products then miss what two points have in common outside the directions, and only that:
     distances are right for points whose remainders are orthogonal, as those of noise nearly are.
-    O(n D DIRECTIONS); memory n x `DIRECTIONS` float32.
+    O(n D count) for that many directions; memory n x count float32.
     """
     parts = [points.block(rows).factors[0] @ directions for rows in points.slices()]
     coordinates = torch.cat(parts) if parts else points.embeddings.new_zeros(0, directions.shape[1])

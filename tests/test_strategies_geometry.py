@@ -10,7 +10,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from query_strategies import PoolScores, clustering, farthest, geometry, get_strategy, projection
+from query_strategies import (
+    PoolScores,
+    clustering,
+    diversity,
+    farthest,
+    geometry,
+    get_strategy,
+    projection,
+)
 from query_strategies.geometry import Points
 
 from . import strategy_reference as reference
@@ -154,7 +162,7 @@ def test_far_fewer_products_than_picks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_projected_k_center_covers_nearly_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight strong directions of 64 and noise: 16 principal ones decide nearly as all do."""
-    monkeypatch.setattr(projection, "DIRECTIONS", 16)
+    monkeypatch.setattr(diversity, "DIRECTIONS", 16)
     monkeypatch.setattr(projection, "SAMPLE", 200)
     strong = normal(600, 8, seed=1) @ normal(8, 64, seed=2)
     x, known = strong + 0.3 * normal(600, 64), normal(5, 64, seed=3)
@@ -168,11 +176,10 @@ def test_projected_k_center_covers_nearly_as_well(monkeypatch: pytest.MonkeyPatc
     assert radius(positions("random", pool, 60)) > 1.1 * exact
 
 
-def test_projection_finds_the_principal_directions(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(projection, "DIRECTIONS", 6)
+def test_projection_finds_the_principal_directions() -> None:
     strong, noise = 5 * normal(300, 6, seed=1) @ normal(6, 30, seed=2), 0.1 * normal(300, 30)
     points = Points.of(strong + noise)
-    directions = projection.principal_directions(points, seeded())
+    directions = projection.principal_directions(points, 6, seeded())
     np.testing.assert_allclose(directions.T @ directions, torch.eye(6), atol=1e-5)
     seen = projection.project(points, directions)
     assert torch.equal(seen.squared_norms, points.squared_norms)
@@ -277,7 +284,7 @@ def test_k_means_of_many_dimensions_clusters_by_the_principal_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(clustering, "PROJECT_ABOVE", 8)
-    monkeypatch.setattr(projection, "DIRECTIONS", 4)
+    monkeypatch.setattr(clustering, "DIRECTIONS", 4)
     group = torch.arange(60) % 3
     x = 30 * normal(3, 20, seed=5)[group] + normal(60, 20)
     owner, _ = clustering.k_means_clusters(Points.of(x), 3, seeded())
