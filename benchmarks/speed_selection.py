@@ -1,12 +1,13 @@
 """Seconds that query strategies take to choose, against loops over the picks.
 
-Embeddings are made up, of the kind that a trained network gives: 9 clusters, rectified, of low
-rank with noise, in half precision. So are the probabilities.
+Embeddings and probabilities are made up as in `benchmarks.strategy_cost`, which measures all
+strategies, one by one, in processes of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,12 +15,12 @@ from torch import Tensor
 
 from benchmarks import speed_naive
 from benchmarks.speed_rows import Row
+from benchmarks.strategy_cost import made_up_scores
 from benchmarks.timing import Spread, peak_memory, seconds
 from query_strategies import PoolScores, get_strategy
 from query_strategies.clustering import MAX_ITERATIONS, sample_by_distance
 from query_strategies.geometry import Points, nearest_squared_distance
 
-CLASSES, PASSES, RANK = 9, 6, 64
 PREFILTER = 10
 SHARE_PICKED = 4_430 / 90_000
 TIMED_PICKS = 3  # of the baselines; the rest are all alike
@@ -28,32 +29,11 @@ BADGE_ROWS = 4_000
 STRATEGIES = ("k_center", "k_center_projected", "k_means", "uncertainty_diversity", "badge")
 
 
-def made_up_scores(n: int, dimension: int, device: torch.device) -> PoolScores:
-    """n candidates with embeddings float16 [n, D] and probabilities [`PASSES`, n, `CLASSES`]."""
-    generator = torch.Generator().manual_seed(0)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
-
-    centres, basis = normal(CLASSES, dimension), normal(RANK, dimension) / RANK**0.5
-    head = normal(dimension, CLASSES) * 2 / dimension**0.5
-    embeddings = torch.empty(n, dimension, dtype=torch.float16)
-    logits = torch.empty(n, CLASSES)
-    owner = torch.randint(0, CLASSES, (n,), generator=generator)
-    for rows in torch.arange(n).split(4096):
-        points = centres[owner[rows]] + normal(len(rows), RANK) @ basis
-        points = (points + 0.3 * normal(len(rows), dimension)).relu()
-        embeddings[rows] = points.half()
-        logits[rows] = points @ head
-    noisy = logits + 0.5 * normal(PASSES, n, CLASSES)
-    candidates, probabilities = torch.arange(n, device=device), noisy.softmax(2).to(device)
-    return PoolScores(candidates, probabilities, embeddings.to(device), None)
-
-
 def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> Iterator[list[Row]]:
     """Rows for each of `sizes`, pairs of candidates and dimension, in turn."""
     for n, dimension in sizes:
-        scores = made_up_scores(n, dimension, device)
+        # Nothing is labelled yet: the loops that are compared with know no labelled images.
+        scores = replace(made_up_scores(n, str(device), dimension), labelled_embeddings=None)
         picks = max(1, round(SHARE_PICKED * n))
         naive = _naive_seconds(scores, picks)
         label = f"{n:,} x {dimension:,}, {picks:,} picks"

@@ -32,20 +32,20 @@ RANK, BLOCK = 64, 2000
 COLUMNS = ("strategy", "candidates", "picks", "device", "seconds", "megabytes")
 
 
-def made_up_scores(count: int, device: str) -> PoolScores:
+def made_up_scores(count: int, device: str, dimensions: int = DIMENSIONS) -> PoolScores:
     """Scores of `count` candidates and `LABELLED` labelled images, in half precision."""
     generator = make_generator(0, "strategy cost", device=device)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device)
 
-    centres, basis = normal(CLASSES, DIMENSIONS), normal(RANK, DIMENSIONS) / RANK**0.5
+    centres, basis = normal(CLASSES, dimensions), normal(RANK, dimensions) / RANK**0.5
     total = count + LABELLED
     owner = torch.randint(0, CLASSES, (total,), generator=generator, device=device)
-    embeddings = torch.empty(total, DIMENSIONS, dtype=torch.float16, device=device)
+    embeddings = torch.empty(total, dimensions, dtype=torch.float16, device=device)
     for rows in torch.arange(total, device=device).split(BLOCK):
         low_rank = centres[owner[rows]] + normal(len(rows), RANK) @ basis
-        embeddings[rows] = (low_rank + 0.3 * normal(len(rows), DIMENSIONS)).relu().half()
+        embeddings[rows] = (low_rank + 0.3 * normal(len(rows), dimensions)).relu().half()
     probabilities = torch.empty(PASSES, count, CLASSES, device=device)
     lean = 2 * torch.nn.functional.one_hot(owner[:count], CLASSES) + normal(count, CLASSES)
     for one_pass in probabilities:
