@@ -463,10 +463,11 @@ def pretrain(trial: PathMNISTTrial, checkpoint: str | None) -> tuple[bool, str |
                 _save_pretraining(trial, UNFINISHED, work.save())
                 saved_at = work.step
     learner.adopt_pretraining()
+    if trial.ranks.rank == 0:
+        # Before the checkpoint, which a run that goes on takes for a sign that this is done with.
+        core_context.train.report_metrics("self_supervision", 0, metrics)
     weights = learner.network.backbone.state_dict()
     _save_pretraining(trial, BACKBONE, backbone_bytes(weights, trial.hp, trial.seed))
-    if trial.ranks.rank == 0:
-        core_context.train.report_metrics("self_supervision", 0, metrics)
     return True, None
 
 
