@@ -13,10 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from active_learning import LabeledPool
+from data import DataError
 from resnet_custom import SplitNetwork
-from tools import export
-from tools.evaluation import evaluate_split
+from tools import export, run_reader
 from tools.model_card import model_card
 from tools.run_reader import Run, RunError, open_run
 from training.inference import Inference
@@ -68,13 +67,11 @@ def test_onnx_agrees_for_any_number_of_images(exported: Path, run: Run, count: i
 
 def test_card_owns_up_to_wrong_labels(exported: Path, run: Run) -> None:
     assert "label_noise" not in (exported / "README.md").read_text(encoding="utf-8")
-    pool = LabeledPool(len(run.splits.train))
-    indices = torch.arange(10)
-    pool.add(indices, run.splits.train.labels[indices], 0)
-    pool.labels[:3] = (pool.labels[:3] + 1) % 10
-    noisy = dataclasses.replace(run, pool=pool, hp=dataclasses.replace(run.hp, label_noise=0.3))
-    val = evaluate_split(noisy, "val")
-    card = model_card(noisy, val, val, 0.0)
+    queries = [{**row, "label": row["true_label"]} for row in run.queries]
+    for row in queries[:3]:
+        row["label"] = str((int(row["true_label"]) + 1) % 10)
+    hp = dataclasses.replace(run.hp, label_noise=0.3)
+    card = model_card(dataclasses.replace(run, queries=queries, hp=hp), None, 0.0)
     assert "3 of these labels are wrong" in card
     assert "(`label_noise: 0.3`)" in card
 
@@ -88,6 +85,31 @@ def test_card_says_what_was_measured(exported: Path, run: Run) -> None:
     for heading in ("Data and labels", "Figures", "Intended use", "Limits"):
         assert f"\n## {heading}\n" in card
     assert "nan" not in card
+
+
+def test_without_the_data_set(
+    small_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    np.savez(tmp_path / "some.npz", images=run.splits.val.images[:9].squeeze(1).numpy())
+
+    def gone(*_: object) -> None:
+        raise DataError("the data set is gone; bring it back")
+
+    monkeypatch.setattr(run_reader, "load_data", gone)
+    arguments = [str(small_run), "--output", str(tmp_path / "out")]
+    assert export.main(arguments) == 2
+    assert "by --images" in capsys.readouterr().err
+    assert export.main([*arguments, "--images", str(tmp_path / "some.npz")]) == 0
+    assert "of 9 given images" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    row = run.metrics[run.round]
+    assert f"| accuracy | {row['val_accuracy']:.3f} | {row['test_accuracy']:.3f} |" in card
+    spent = int((run.pool.labels == 3).sum())
+    precision, recall = row["test_precision_3"], row["test_recall_3"]
+    assert f"| 3 | 3 | {spent} | {precision:.3f} | {recall:.3f} |" in card
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert config["temperature"] is None
 
 
 def test_resnet_can_be_exported(tmp_path: Path) -> None:

@@ -1,13 +1,15 @@
 """Writes a finished run's network for use elsewhere: safetensors, ONNX and a model card.
 
-    python -m tools.export RUN --output DIR
+    python -m tools.export RUN --output DIR [--images image.png folder/ file.npz ...]
 
 DIR/model.safetensors   weights, by the names of resnet_custom.SplitNetwork
 DIR/config.json         what it takes to rebuild the network and to prepare its images
 DIR/model.onnx          images uint8 [N, C, S, S] -> logits, probabilities; normalisation inside
 DIR/README.md           the model card
 
-What was written is read back and compared with the run's own network before DIR is there.
+What was written is read back and compared with the run's own network before DIR is there, on
+validation images. Where the data set is not at hand, give real images by --images: the comparison
+is on these, and the card has the figures that the run noted, without intervals or temperature.
 """
 
 from __future__ import annotations
@@ -30,11 +32,23 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from data import DataError
 from resnet_custom import SplitNetwork
-from tools.evaluation import evaluate_split
+from tools.evaluation import Evaluation, evaluate_split
+from tools.image_inputs import find_inputs, read_batches
 from tools.model_card import model_card
-from tools.run_reader import Run, RunError, add_run_arguments, one_line_errors, open_run
+from tools.run_reader import (
+    Model,
+    Run,
+    RunError,
+    add_run_arguments,
+    one_line_errors,
+    open_model,
+    open_run,
+)
 from training.inference import Inference
+
+Evaluations = tuple[Evaluation, Evaluation]  # on the validation and the test split
 
 CHECKED_IMAGES = 128
 TOLERANCE = 1e-4  # largest difference of a probability between ONNX and PyTorch, both float32
@@ -63,7 +77,12 @@ def export(arguments: argparse.Namespace) -> None:
     folder: Path = arguments.output
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise RunError(f"--output {folder}: exists and is not empty; name a new folder")
-    run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
+    run: Model
+    if arguments.images:
+        run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
+        images, evaluations = _images(run, arguments.images), None
+    else:
+        run, images, evaluations = _with_data(arguments)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -72,17 +91,33 @@ def export(arguments: argparse.Namespace) -> None:
             f"--output {folder}: cannot be made ({error.strerror}); name another folder"
         ) from error
     try:
-        difference = _write(run, temporary)
+        difference = _write(run, images, evaluations, temporary)
         temporary.replace(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     print(
         f"written: {folder}; ONNX and PyTorch differ by at most {difference:.1e} in the "
-        f"probabilities of {min(CHECKED_IMAGES, len(run.splits.val))} validation images"
+        f"probabilities of {len(images)} {'given' if arguments.images else 'validation'} images"
     )
 
 
-def _write(run: Run, folder: Path) -> float:
+def _with_data(arguments: argparse.Namespace) -> tuple[Run, Tensor, Evaluations]:
+    """The run, validation images to check on, and both splits measured."""
+    try:
+        run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
+    except DataError as error:
+        raise RunError(f"{error}; or give real images to check ONNX on by --images") from error
+    val, test = (evaluate_split(run, split) for split in ("val", "test"))
+    return run, run.splits.val.images[:CHECKED_IMAGES], (val, test)
+
+
+def _images(run: Model, paths: Sequence[Path]) -> Tensor:
+    """The first of the images that are given: uint8 [n, C, S, S]."""
+    batches = read_batches(find_inputs(paths), run.hp.image_size, run.channels, CHECKED_IMAGES)
+    return next(batches).images
+
+
+def _write(run: Model, images: Tensor, evaluations: Evaluations | None, folder: Path) -> float:
     """All files, checked; the largest difference of a probability between ONNX and PyTorch."""
     inference = dataclasses.replace(
         run.inference,
@@ -91,25 +126,23 @@ def _write(run: Run, folder: Path) -> float:
         std=run.inference.std.cpu(),
         compute_dtype=torch.float32,
     )
-    images = run.splits.val.images[:CHECKED_IMAGES]
     weights = {name: value.contiguous() for name, value in inference.network.state_dict().items()}
     (folder / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
     _check_safetensors(run, inference, images, folder / "model.safetensors")
     _write_onnx(inference, images[:2], folder / "model.onnx")
     difference = _onnx_difference(inference, images, folder / "model.onnx")
-    val, test = (evaluate_split(run, split) for split in ("val", "test"))
-    config = _config(run, inference, val.temperature)
+    config = _config(run, inference, evaluations[0].temperature if evaluations else None)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(model_card(run, val, test, difference), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(run, evaluations, difference), encoding="utf-8")
     return difference
 
 
-def _config(run: Run, inference: Inference, temperature: float) -> dict[str, Any]:
+def _config(run: Model, inference: Inference, temperature: float | None) -> dict[str, Any]:
     return {
         "architecture": run.hp.architecture,
-        "channels": run.splits.channels,
+        "channels": run.channels,
         "image_size": run.hp.image_size,
-        "classes": list(run.splits.class_names),
+        "classes": list(run.class_names),
         "mean": inference.mean.tolist(),
         "std": inference.std.tolist(),
         "temperature": temperature,
@@ -119,10 +152,10 @@ def _config(run: Run, inference: Inference, temperature: float) -> dict[str, Any
     }
 
 
-def _check_safetensors(run: Run, inference: Inference, images: Tensor, file: Path) -> None:
+def _check_safetensors(run: Model, inference: Inference, images: Tensor, file: Path) -> None:
     """Rebuild the network from the file and compare it, bit by bit."""
     rebuilt = SplitNetwork(
-        run.hp.architecture, run.splits.num_classes, run.splits.channels, torch.Generator()
+        run.hp.architecture, len(run.class_names), run.channels, torch.Generator()
     )
     rebuilt.load_state_dict(load_file(file))
     again = dataclasses.replace(
@@ -139,7 +172,8 @@ def _write_onnx(inference: Inference, example: Tensor, file: Path) -> None:
         shapes = {"images": {0: torch.export.Dim("batch")}}
         options = {"dynamo": True, "external_data": False, "dynamic_shapes": shapes}
     else:  # before torch 2.5
-        options = {"dynamic_axes": {"images": {0: "batch"}}}
+        names = ("images", "logits", "probabilities")
+        options = {"dynamic_axes": {name: {0: "batch"} for name in names}}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch's, about its own internals
         torch.onnx.export(
@@ -172,6 +206,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_run_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--images", type=Path, nargs="+", help="real images to check on, without the data set"
+    )
     arguments = parser.parse_args(argv)
     return one_line_errors(lambda: export(arguments))
 
