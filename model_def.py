@@ -15,6 +15,7 @@ import dataclasses
 import io
 import logging
 import os
+import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -712,8 +713,31 @@ def _join_process_group() -> core.DistributedContext | None:
     if "RANK" not in os.environ:
         return None
     os.environ["USE_TORCH_DISTRIBUTED"] = "1"
-    torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    return core.DistributedContext.from_torch_distributed(chief_ip=os.environ["MASTER_ADDR"])
+    gpus = torch.cuda.is_available()
+    torch.distributed.init_process_group("nccl" if gpus else "gloo")
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK")
+    rank, size, local_rank, local_size, cross_rank = (int(os.environ[name]) for name in names)
+    # Determined's own ports are the same for every job: two on one machine would meet in them.
+    ports = [_two_free_ports() if rank == 0 else (0, 0)]
+    device = torch.device("cuda", local_rank) if gpus else None
+    torch.distributed.broadcast_object_list(ports, src=0, device=device)
+    return core.DistributedContext(
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        local_size=local_size,
+        cross_rank=cross_rank,
+        cross_size=int(os.environ["GROUP_WORLD_SIZE"]),
+        chief_ip=os.environ["MASTER_ADDR"],
+        pub_port=ports[0][0],
+        pull_port=ports[0][1],
+    )
+
+
+def _two_free_ports() -> tuple[int, int]:
+    """TCP ports that nothing on this machine listened to a moment ago."""
+    with socket.create_server(("", 0)) as one, socket.create_server(("", 0)) as other:
+        return int(one.getsockname()[1]), int(other.getsockname()[1])
 
 
 @contextlib.contextmanager

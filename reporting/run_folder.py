@@ -365,6 +365,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _read_csv(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 

@@ -234,7 +234,10 @@ class FakeMaster:
             protocol_version = "HTTP/1.1"
 
             def respond(self) -> None:
-                content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                length = int(self.headers.get("Content-Length") or 0)
+                content = self.rfile.read(length)
+                if len(content) < length:  # whoever asked was killed in the middle of it
+                    return
                 if self.headers.get(TOKEN_HEADER) != f"Bearer {TOKEN}":
                     status, answer = master._refuse(401, f"{self.path} without the token")
                 else:
@@ -369,6 +372,8 @@ class Trial:
                     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
                     "PYTHONPATH": str(processes.ROOT / "tests" / "container"),
                     "C10D_PORT": str(free_port()),
+                    "INTER_TRAIN_PROCESS_COMM_PORT_1": str(free_port()),
+                    "INTER_TRAIN_PROCESS_COMM_PORT_2": str(free_port()),
                 },
                 stdout=log,
                 stderr=log,
