@@ -10,6 +10,8 @@ A strategy is a function `(scores, k, generator) -> dataset indices`; `STRATEGIE
 Seconds in docstrings are CPU time for 4,430 picks out of 90,000 candidates, 2,048 dimensions, 9
 classes, 20 passes, on one core (AMD EPYC, AVX2; 55 GFLOP/s in float32 products), synthetic
 embeddings of the kind a trained network gives (9 clusters, rectified, low rank plus noise).
+`python -m benchmarks.strategy_cost` measures them, and memory, anew; benchmarks/results holds its
+table from a newer core (Zen 4), where no strategy took more than 1.2 GB beyond its scores.
 """
 
 from __future__ import annotations
