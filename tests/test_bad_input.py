@@ -11,8 +11,6 @@ import functools
 import http.server
 import json
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +26,7 @@ from PIL import Image
 
 import model_def
 from active_learning import ActiveLearner
+from benchmarks import processes
 from data import DataError
 from data_sources import npz
 from data_sources.hdf5 import read_images as read_hdf5
@@ -48,8 +47,9 @@ from tests.bad_input_makers import (
     run_folder,
     write_config,
 )
-from tests.conftest import ROOT, small_values
+from tests.conftest import small_values
 from training import experiment_config
+from training.devices import DeviceError, check_devices
 from training.experiment_config import ConfigError
 from training.hyperparameters import HyperparameterError
 
@@ -198,13 +198,23 @@ def test_gpus_that_are_not_there(
 @pytest.mark.parametrize(("option", "tracebacks"), [([], 0), (["--traceback"], 1)])
 def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int) -> None:
     """In a process of its own, as a user sees it."""
-    command = [sys.executable, str(ROOT / "model_def.py"), *hp(query_strategy="margni")()]
-    done = subprocess.run([*command, *option], capture_output=True, text=True, timeout=200)
-    assert done.returncode != 0
-    assert done.stdout == ""
-    assert done.stderr.count("Traceback") == tracebacks
-    assert "query_strategy: unknown" in done.stderr.splitlines()[-1]
-    assert tracebacks or len(done.stderr.splitlines()) == 1
+    log = Path("log.txt").absolute()
+    arguments = [
+        *write_config(config_of(query_strategy="margni"))[:1],
+        Path("config.yaml").absolute(),
+    ]
+    assert processes.wait(processes.start([*arguments, *option], log)) != 0
+    said = log.read_text()
+    assert said.count("Traceback") == tracebacks
+    assert "query_strategy: unknown" in said.splitlines()[-1]
+    assert tracebacks or len(said.splitlines()) == 1
+
+
+def test_gpus_of_a_cluster_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="slots_per_trial: 2 GPUs assigned, none that torch"):
+        check_devices({}, 2, 1)
+    check_devices({"CUDA_VISIBLE_DEVICES": "-1"}, 0, 4)
 
 
 # --- fuzzing --------------------------------------------------------------------------------------
