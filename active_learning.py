@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from data import ImageStore, channel_statistics
+from data import ImageStore, channel_statistics, release
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
@@ -206,7 +206,7 @@ class ActiveLearner:
         self.query_sizes = hp.query_sizes(len(train))
         self.step = 0  # optimizer steps so far, over all rounds
         self.results: list[RoundResult] = []  # of all rounds that have ended
-        self.device = train.images.device
+        self.device = train.labels.device
         self.meter = TrainingMeter(self.device)
         self._train = train
         self._oracle = oracle
@@ -218,7 +218,8 @@ class ActiveLearner:
         first = "random" if hp.initial_pool == "random" else "typiclust"
         self._initial_strategy = get_strategy(first, hp.prefilter_factor)
         self._augmentation = Augmentation.of_trial(hp)
-        self._mean, self._std = channel_statistics(train.images)
+        statistics = channel_statistics(train.images)
+        self._mean, self._std = (value.to(self.device) for value in statistics)
         self.compute_dtype = compute_dtype(hp.precision, self.device)
         self._planned_round = -1  # the round that `_batches` and `_targets` are for
         self._backbone: dict[str, Tensor] | None = None  # pre-trained, for every fresh network
@@ -411,7 +412,8 @@ class ActiveLearner:
             self._ranks.agree(buffer)
         self._inference.refresh()
         for block in self._progress(share.split(self._inference.step), title):
-            yield images[block]
+            yield images[block.to(images.device)].to(self.device)
+            release(images)
 
     def _carry_weights_over(self, round_: int) -> None:
         """What the network keeps of the last round, by `between_rounds`."""
@@ -443,6 +445,7 @@ class ActiveLearner:
         part = slice(self._ranks.rank, None, self._ranks.size)
         generator = self._generator("train", self.step)
         images = self._augmentation.batch(self._train.images, indices, generator, part)
+        release(self._train.images)
         masks = None
         if hp.dropout:
             size = self.network.embedding_size

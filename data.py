@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from data_sources import bundled_digits, hdf5, image_folder, medmnist_npz
+from data_sources.disk_images import release
 from data_sources.raw import DataError, DownloadError, RawSplit, RawSplits
 from data_sources.splitting import SplitRequest
 
@@ -29,16 +32,23 @@ __all__ = [
     "channel_statistics",
     "load_splits",
     "normalise",
+    "release",
 ]
 
+FINGERPRINT_ROWS = 4096  # hashed at a time
 STATISTICS_BLOCK_BYTES = 64 * 2**20
+DEVICE_SHARE = 0.5  # of a GPU's free memory, for the images of one split
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ImageStore:
-    """All images of one split: `images` uint8 [N, C, H, W] (C is 1 or 3), `labels` int64 [N]."""
+    """All images of one split: `images` uint8 [N, C, H, W] (C is 1 or 3), `labels` int64 [N].
+
+    Images may be mapped from a file (`data_sources.disk_images`) and are never written to. Those
+    too many for the device are on the host; the labels tell which device is meant.
+    """
 
     images: Tensor
     labels: Tensor
@@ -56,8 +66,13 @@ class ImageStore:
         return self.images.shape[1]
 
     def to(self, device: torch.device | str) -> ImageStore:
-        """The same store with both tensors on `device`."""
-        return ImageStore(self.images.to(device), self.labels.to(device), self.class_names)
+        """The same store on `device`, or its labels alone where the images do not fit there."""
+        device, images = torch.device(device), self.images
+        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
+        if images.nbytes <= DEVICE_SHARE * free:
+            images = images.to(device)
+            release(self.images)
+        return ImageStore(images, self.labels.to(device), self.class_names)
 
 
 @dataclass(frozen=True)
@@ -88,7 +103,9 @@ class Splits:
         for store in (self.train, self.val, self.test):
             for tensor in (store.images, store.labels):
                 digest.update(json.dumps(list(tensor.shape)).encode())
-                digest.update(tensor.cpu().contiguous().numpy().data)
+                for part in tensor.split(FINGERPRINT_ROWS):
+                    digest.update(part.cpu().contiguous().numpy().data)
+                    release(tensor)
         return digest.hexdigest()
 
 
@@ -162,6 +179,7 @@ def channel_histograms(images: Tensor) -> Tensor:
     for start in range(0, len(images), block):
         for channel, pixels in enumerate(images[start : start + block].unbind(1)):
             histograms[channel] += torch.bincount(pixels.reshape(-1), minlength=256)
+        release(images)
     return histograms
 
 
@@ -219,7 +237,9 @@ def _checked_images(split: RawSplit, size: int, channels: int | None) -> Tensor:
         raise DataError(
             f"{where}: {images.shape[3]} channels, {wanted} expected; convert the images"
         )
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor written to
+        return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def _checked_labels(split: RawSplit, num_classes: int) -> Tensor:

@@ -57,10 +57,14 @@ class Augmentation:
         ranks, each with its part of one batch, make together what a single rank makes.
 
         Args:
-            images: uint8 [N, C, S, S].
-            indices: int64 [batch], on the device of `images`, as `generator` is.
+            images: uint8 [N, C, S, S], on the device of `indices` or, if too many, on the host.
+            indices: int64 [batch], on the device of `generator`.
         """
-        return self._vary(images, indices[part], len(indices), part, generator)
+        chosen = indices[part]
+        if images.device != indices.device:
+            images = images[chosen.to(images.device)].to(indices.device)
+            chosen = torch.arange(len(chosen), device=indices.device)
+        return self._vary(images, chosen, len(indices), part, generator)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """All of `images`, uint8 [B, C, S, S], augmented in the one same way: float32, as `batch`.

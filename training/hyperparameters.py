@@ -211,15 +211,16 @@ class Hyperparameters:
             )
         if self.pretrained_backbone != "none" or self.self_supervised_steps:
             return  # all of the backbone is learnt before the first round, the stem too
-        if self.freeze_backbone and not self.pretrained:
+        learnt = self.pretrained_backbone != "none" or self.self_supervised_steps > 0
+        if self.freeze_backbone and not (self.pretrained or learnt):
             raise HyperparameterError(
                 "hyperparameters.freeze_backbone: true would keep the random weights of "
                 f"{self.architecture} for good; set it false, or pretrained: true"
             )
-        if self.freeze_backbone and self.architecture in RESNETS:
+        if self.freeze_backbone and self.architecture in RESNETS and not learnt:
             raise HyperparameterError(
                 f"hyperparameters.freeze_backbone: the small-image stem of {self.architecture} has "
-                "no pretrained weights and must be trained; set false, or take vgg16 or "
+                "no ImageNet weights and must be trained; set false, or take vgg16 or "
                 f"torchvision:{self.architecture}"
             )
 

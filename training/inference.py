@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data import normalise
+from data import normalise, release
 from query_strategies import predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
@@ -103,12 +103,12 @@ class Inference:
 
     def embed(self, images: Tensor, title: str) -> Tensor:
         """Images uint8 [N, C, S, S] to float32 embeddings [N, D] on the network's device."""
-        blocks = [
-            self.embed_batch(batch)
-            for batch in tqdm(
-                images.split(self.step), desc=title, leave=False, disable=None, unit="batch"
-            )
-        ]
+        blocks = []
+        for batch in tqdm(
+            images.split(self.step), desc=title, leave=False, disable=None, unit="batch"
+        ):
+            blocks.append(self.embed_batch(batch))
+            release(images)
         return torch.cat(blocks)
 
     @torch.inference_mode()

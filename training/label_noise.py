@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from data import ImageStore
+from data import ImageStore, release
 from training.seeds import make_generator
 
 KINDS = ("uniform", "confusion")
@@ -73,4 +73,6 @@ def _block(store: ImageStore, start: int) -> tuple[Tensor, Tensor]:
     In float64, whole numbers and their sums are exact: every machine finds the same shares.
     """
     rows = slice(start, start + BLOCK)
-    return store.images[rows].cpu().flatten(1).double(), store.labels[rows].cpu()
+    pixels = store.images[rows].cpu().flatten(1).double()
+    release(store.images)
+    return pixels, store.labels[rows].cpu()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data import release
 from resnet_custom import SplitNetwork
 from training.hyperparameters import HyperparameterError, Hyperparameters
 from training.optimisation import learning_rate, make_optimizer
@@ -41,7 +42,7 @@ class SelfSupervision:
     exactly. Data-parallel ranks share each batch; the loss is that of the whole batch.
 
     Args:
-        images: the pool, uint8 [N, C, S, S], on the network's device.
+        images: the pool, uint8 [N, C, S, S], on the network's device or, if too many, the host.
         mean, std: float32 [C], what images are normalised by.
         dtype: what the networks compute in; the loss is float32.
 
@@ -71,17 +72,18 @@ class SelfSupervision:
         self._images = images
         self._mean, self._std = mean[:, None, None], std[:, None, None]
         self._dtype = dtype
+        self._device = mean.device
         self._seed = seed
         self._ranks = ranks
         # A copy, as the network itself may be frozen, or in a wrapper that looks at gradients.
         self._network = copy.deepcopy(network)
-        self._projector = _projector(network.embedding_size, seed).to(images.device)
+        self._projector = _projector(network.embedding_size, seed).to(self._device)
         self._trained = nn.ModuleList([self._network.backbone, self._projector])
         self._trained.requires_grad_(True).train()
         self._optimizer = make_optimizer(self._trained, hp.weight_decay)
         self._views = Views(hp.flips_and_rotations)
         self._order: tuple[int, Tensor] | None = None  # which pass over the images, and in what
-        self._loss = torch.zeros((), device=images.device)  # summed since the last `report`
+        self._loss = torch.zeros((), device=self._device)  # summed since the last `report`
         self._reported = 0
 
     @property
@@ -108,10 +110,10 @@ class SelfSupervision:
     def train_step(self) -> None:
         """One step of the optimizer on the next batch of images."""
         indices = self._batch()
-        device = self._images.device
-        generator = make_generator(self._seed, "self_supervision", self.step, device=device)
+        generator = make_generator(self._seed, "self_supervision", self.step, device=self._device)
         part = slice(self._ranks.rank, None, self._ranks.size)
         views = [self._views.batch(self._images, indices, generator, part) for _ in range(2)]
+        release(self._images)
         images = (torch.cat(views) - self._mean) / self._std
         loss = self._whole_loss(images.contiguous(memory_format=torch.channels_last))
         for group in self._optimizer.param_groups:
@@ -142,7 +144,7 @@ class SelfSupervision:
         if self._order is None or self._order[0] != pass_:
             generator = make_generator(self._seed, "self_supervision_order", pass_)
             order = torch.randperm(len(self._images), generator=generator)
-            self._order = (pass_, order.to(self._images.device))
+            self._order = (pass_, order.to(self._device))
         return self._order[1][batch * size : (batch + 1) * size]
 
     def report(self) -> dict[str, float]:
