@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from active_learning import ActiveLearner, SimulatedOracle
 from data import ImageStore
 from tests.conftest import small_values
+from training.embedding import Embedder
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 from training.ranks import ALONE, Ranks
@@ -51,18 +52,24 @@ def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
     return inputs
 
 
+class Recording:
+    """Stands before a learner's embedder and keeps the pixels of each image that it is given."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self.refresh = embedder.refresh
+        self.images: list[bytes] = []
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.images.extend(image.contiguous().numpy().tobytes() for image in images)
+        return self.embedder(images)
+
+
 def record_embedded(learner: ActiveLearner) -> list[bytes]:
-    """A list that fills with the pixels of each image that the network embeds in eval mode."""
-    embedded: list[bytes] = []
-    embed = learner.network.embed
-
-    def recording(images: Tensor) -> Tensor:
-        if not learner.network.training:
-            embedded.extend(image.contiguous().numpy().tobytes() for image in images)
-        return embed(images)
-
-    learner.network.embed = recording  # type: ignore[method-assign]
-    return embedded
+    """A list that fills with the pixels of each image that the learner embeds."""
+    recording = Recording(learner._inference._embedder)
+    learner._inference.__dict__["_embedder"] = recording  # where the cached property keeps it
+    return recording.images
 
 
 def run_round(

@@ -117,15 +117,12 @@ def test_strategies_that_need_disagreement_take_views(name: str, make_learner: B
         assert not torch.equal(by_views, other.query().indices)
 
 
-def test_predictions_are_as_uncertain_as_queries(
-    tmp_path: Path, digits: Splits, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_predictions_are_as_uncertain_as_queries(tmp_path: Path, digits: Splits) -> None:
     folder = tmp_path / "run"
     settings = {**SMALL, "rounds": 2, "uncertainty": TTA, "candidate_pool_size": 0}
     arguments = ["--config", str(ROOT / "configs" / "digits.yaml"), "--output-dir", str(folder)]
     values = [f"hyperparameters.{name}={value}" for name, value in settings.items()]
     assert model_def.main([*arguments, "--set", *values]) == 0
-    capsys.readouterr()
     run = open_run(folder)
     learner = ActiveLearner(run.hp, digits.train, SimulatedOracle(digits.train.labels), run.seed)
     learner.network.load_state_dict(run.inference.network.state_dict())
@@ -135,7 +132,8 @@ def test_predictions_are_as_uncertain_as_queries(
     expected = predictive_entropy(scores.probabilities)
     shown = scores.candidates[:50]
     np.savez(tmp_path / "a.npz", images=digits.train.images[shown].squeeze(1).numpy())
-    assert predict.main([str(folder), str(tmp_path / "a.npz")]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    table = tmp_path / "predictions.csv"
+    assert predict.main([str(folder), str(tmp_path / "a.npz"), "--output", str(table)]) == 0
+    rows = list(csv.DictReader(io.StringIO(table.read_text(encoding="utf-8"))))
     found = [float(row["uncertainty"]) for row in rows]
     np.testing.assert_allclose(found, expected[:50].numpy(), atol=2e-5)
