@@ -199,11 +199,9 @@ def test_gpus_that_are_not_there(
 def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int) -> None:
     """In a process of its own, as a user sees it."""
     log = Path("log.txt").absolute()
-    arguments = [
-        *write_config(config_of(query_strategy="margni"))[:1],
-        Path("config.yaml").absolute(),
-    ]
-    assert processes.wait(processes.start([*arguments, *option], log)) != 0
+    write_config(config_of(query_strategy="margni"))
+    arguments: list[str | Path] = ["--config", Path("config.yaml").absolute(), *option]
+    assert processes.wait(processes.start(arguments, log)) != 0
     said = log.read_text()
     assert said.count("Traceback") == tracebacks
     assert "query_strategy: unknown" in said.splitlines()[-1]
