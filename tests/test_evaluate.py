@@ -243,7 +243,7 @@ class TestCommandLine:
 def test_figures_of_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "MAP_POINTS", 20)
     found = figures.run_figures(open_run(small_run))
-    assert set(found) == {"learning_curve", "queried", "classes", "map", "mistakes"}
+    assert set(found) == {"learning_curve", "map", "mistakes"}
     for png in found.values():
         with Image.open(io.BytesIO(png)) as image:
             assert image.convert("L").getextrema()[0] < 100

@@ -6,8 +6,7 @@
 The first writes images/pathmnist_samples.png (three training images of each class),
 images/tensor.png (one image and the numbers it is made of) and images/round.png (the order of a
 round's steps). The second writes, of the run's best checkpoint, images/DATASET_learning_curve.png,
-DATASET_queried.png (the last round's query), DATASET_classes.png (each class's precision and recall
-by labels), DATASET_map.png (the pool) and DATASET_mistakes.png (with Grad-CAM, on test images).
+DATASET_map.png (the pool) and DATASET_mistakes.png (on test images, with Grad-CAM).
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from data import ImageStore, load_splits
-from reporting.evaluation_figures import class_curves
 from reporting.figures import BLUE, ORANGE, contact_sheet, learning_curve, png
 from reporting.files import write_atomically
 from reporting.galleries import Predictions, attention, card_sheet
@@ -31,7 +29,6 @@ from tools.run_reader import Run, one_line_errors, open_run
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 PER_CLASS = 3
-QUERIED = 30  # images of the last query
 MAP_POINTS = 300  # of each kind
 CORNER = 8  # pixels of the image's corner whose values are printed
 
@@ -126,10 +123,7 @@ def round_figure() -> bytes:
 
 def run_figures(run: Run) -> dict[str, bytes]:
     """The figures of a run by what they show."""
-    train, names = run.splits.train, run.class_names
-    last = [row for row in run.queries if int(row["round"]) == run.round]
-    chosen = torch.tensor([int(row["index"]) for row in last])
-    labels = torch.tensor([int(row["label"]) for row in last])
+    names = run.class_names
     test = evaluate_split(run, "test")
     confidence, predicted = test.probabilities.max(1)
     predictions = Predictions(
@@ -138,12 +132,8 @@ def run_figures(run: Run) -> dict[str, bytes]:
     wrong = attention(predictions, run.inference, kinds=(False,))
     return {
         "learning_curve": learning_curve(run.metrics, run.dataset),
-        "queried": contact_sheet(
-            train.images[chosen], labels, names, f"Round {run.round}: queried images", QUERIED
-        ),
-        "classes": class_curves(run.metrics, names),
         "map": pool_map(
-            train.images, run.pool.acquired_round, run.round, run.inference, names, run.seed,
+            run.splits.train.images, run.pool.acquired_round, run.round, run.inference, names, run.seed,
             MAP_POINTS,
         ),
         "mistakes": card_sheet(wrong, "Most confident mistakes on test images, with Grad-CAM"),
