@@ -174,7 +174,8 @@ def roc_curves(
             continue
         wrong, right, _ = roc_curve((labels == c).numpy(), probabilities[:, c].numpy())
         axes.plot(
-            wrong, right, LINES[c // len(COLOURS) % len(LINES)],
+            # Every eye finds some of the colours alike: neighbours differ in their dashes too.
+            wrong, right, LINES[c % len(LINES)],
             color=COLOURS[c % len(COLOURS)], linewidth=1.6,
             label=f"{shorten(name, NAME_WIDTH)}: {area.value:.3f}",
         )  # fmt: skip

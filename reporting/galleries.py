@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import normalise
-from reporting.figures import Tile, pixels, shorten
+from reporting.figures import Tile, pixels, shorten, tile_sheet
 from reporting.grad_cam import grad_cam
 from training.inference import Inference
 
 MISTAKES = 2  # per class
 CLASSES = 20  # shown at most
+SHEET_COLUMNS = 8  # at most
 OVERLAY_PIXELS = 112  # about the side of an overlay; a whole multiple of the image's
 OVERLAY_WEIGHT = 0.55  # of the map's colours over the image's
 
@@ -72,15 +73,19 @@ def mistakes(predictions: Predictions, per_class: int = MISTAKES) -> list[Card]:
     return found
 
 
-def attention(predictions: Predictions, inference: Inference) -> list[Card]:
-    """Grad-CAM maps of each class's most confident right and wrong prediction."""
+def attention(
+    predictions: Predictions, inference: Inference, kinds: Sequence[bool] = (True, False)
+) -> list[Card]:
+    """Grad-CAM maps of each class's most confident right (True) and wrong (False) prediction."""
     names = predictions.class_names
     shown = [
         (position, true, right)
         for true in range(min(len(names), CLASSES))
-        for right in (True, False)
+        for right in kinds
         for position in predictions.most_confident(true, right, count=1)
     ]
+    if not shown:
+        return []
     positions = torch.tensor([position for position, _, _ in shown])
     images = predictions.images[positions.to(predictions.images.device)]
     maps = grad_cam(
@@ -103,6 +108,17 @@ def attention(predictions: Predictions, inference: Inference) -> list[Card]:
             )
         )
     return found
+
+
+def card_sheet(cards: Sequence[Card], title: str) -> bytes:
+    """Cards as a PNG, in rows of `SHEET_COLUMNS` images; their titles are in the first captions."""
+    width = max(len(card.tiles) for card in cards)
+    tiles: list[Tile | None] = []
+    for card in cards:
+        first, *others = card.tiles
+        row = [Tile(first.pixels, f"{card.title}, {first.caption}"), *others]
+        tiles += [*row, *[None] * (width - len(row))]
+    return tile_sheet(tiles, SHEET_COLUMNS // width * width, f"{title} ({len(cards)})")
 
 
 def _overlay(image: Tensor, evidence: Tensor) -> NDArray[np.uint8]:

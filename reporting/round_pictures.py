@@ -6,7 +6,7 @@ TensorBoard draws itself from the numbers that are reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reporting import evaluation_figures as figures
 from reporting.calibration import fit_temperature
-from reporting.figures import Tile, contact_sheet, tile_sheet
-from reporting.galleries import Card, Predictions, attention, mistakes
+from reporting.figures import contact_sheet
+from reporting.galleries import Predictions, attention, card_sheet, mistakes
 from reporting.measures import Estimate, confusion_counts, measures
 from reporting.pool_map import pool_map
 from training.inference import Inference
@@ -23,7 +23,6 @@ from training.inference import Inference
 CLASSES = 12  # of each picture that grows with their number, the first ones
 SHEET_IMAGES = 20
 CARDS = 12
-SHEET_COLUMNS = 6
 MAP_POINTS = 100  # of each kind; t-SNE takes about a second for these
 
 
@@ -97,8 +96,8 @@ def round_pictures(end: RoundEnd) -> Iterator[tuple[str, bytes]]:
     predictions = Predictions(end.val_images, labels, predicted, confidence, names)
     wrong = mistakes(predictions, per_class=1)
     if wrong:
-        yield "mistakes", _sheet(wrong, 3, "Most confident mistakes")
-    yield "grad_cam", _sheet(attention(predictions, end.inference), 2, "Grad-CAM")
+        yield "mistakes", card_sheet(wrong[:CARDS], "Most confident mistakes")
+    yield "grad_cam", card_sheet(attention(predictions, end.inference)[:CARDS], "Grad-CAM")
 
 
 def _queried(end: RoundEnd) -> Tensor:
@@ -107,14 +106,3 @@ def _queried(end: RoundEnd) -> Tensor:
     cells = end.acquired_round[labelled] * len(end.class_names) + end.labels[labelled]
     counts = torch.bincount(cells, minlength=(end.round + 1) * len(end.class_names))
     return counts.view(-1, len(end.class_names))
-
-
-def _sheet(cards: Sequence[Card], width: int, title: str) -> bytes:
-    """The first cards, `width` tiles each, with their titles in the first caption."""
-    tiles: list[Tile | None] = []
-    for card in cards[:CARDS]:
-        first, *others = card.tiles
-        row = [Tile(first.pixels, f"{card.title}, {first.caption}"), *others]
-        tiles += [*row, *[None] * (width - len(row))]
-    number = f"{CARDS} of {len(cards)}" if len(cards) > CARDS else str(len(cards))
-    return tile_sheet(tiles, SHEET_COLUMNS, f"{title} ({number})")

@@ -30,7 +30,7 @@ from reporting.calibration import fit_temperature
 from reporting.figures import shorten
 from reporting.grad_cam import grad_cam
 from resnet_custom import ARCHITECTURES, SplitNetwork
-from tools import evaluate, evaluation_report
+from tools import evaluate, evaluation_report, figures
 from tools.run_reader import open_run
 
 
@@ -238,6 +238,15 @@ class TestCommandLine:
         for name in ("2", last["checkpoint"]["uuid"][:8]):
             assert open_run(copy, name).uuid == last["checkpoint"]["uuid"]
         assert re.search(r"^accuracy +0\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_figures_of_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MAP_POINTS", 20)
+    found = figures.run_figures(open_run(small_run))
+    assert set(found) == {"learning_curve", "map", "mistakes"}
+    for png in found.values():
+        with Image.open(io.BytesIO(png)) as image:
+            assert image.convert("L").getextrema()[0] < 100
 
 
 class TestRefusals:

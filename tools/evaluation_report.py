@@ -142,7 +142,7 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
     lines = [
         f"{len(evaluation.store)} images, {run.splits.num_classes} classes; network "
         f"{run.hp.architecture}, checkpoint {run.uuid}, written after round {run.round} "
-        f"(rounds count from 0, the random first draw; validation loss {run.val_loss:.3f}).",
+        f"(rounds count from 0; validation loss {run.val_loss:.3f}).",
         f"{labelled} of {pool} training images labelled ({labelled / pool:.1%}), chosen by "
         f"{run.hp.query_strategy}; seed {run.seed}.",
         f"Intervals: 95 %, from {RESAMPLES} bootstrap resamples of the images. They tell how much "

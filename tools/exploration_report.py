@@ -190,8 +190,8 @@ def _duplicates(exploration: Exploration) -> tuple[str, str]:
         "The same: equal pixels. Nearly the same: the pixels correlate at "
         f"{threshold:.3f} or more, so a copy that was compressed anew, or made brighter, counts, "
         "and one that was shifted or turned does not. Pairs across splits make test figures "
-        "flatter; pairs labelled differently have a wrong label between them. Of several equal "
-        "images only the first is compared for near copies."
+        "flatter; pairs labelled differently probably have a wrong label between them. Of several "
+        "equal images only the first is compared for near copies."
     )
     if threshold > NEAR:
         note += f" More pairs than can be kept lie above {NEAR}: the bar was raised."

@@ -1,14 +1,18 @@
-"""Draws the README's figures that show data and method, not results.
+"""Draws the README's figures: of data and method, or of what a run found.
 
     python -m tools.figures --data-dir data
+    python -m tools.figures --run runs/NAME
 
-Writes images/pathmnist_samples.png (three training images of each class), images/tensor.png (one
-image and the numbers it is made of) and images/round.png (the order of a round's steps).
+The first writes images/pathmnist_samples.png (three training images of each class),
+images/tensor.png (one image and the numbers it is made of) and images/round.png (the order of a
+round's steps). The second writes, of the run's best checkpoint, images/DATASET_learning_curve.png,
+DATASET_map.png (the pool) and DATASET_mistakes.png (on test images, with Grad-CAM).
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
@@ -16,11 +20,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from data import ImageStore, load_splits
-from reporting.figures import BLUE, ORANGE, contact_sheet, png
+from reporting.figures import BLUE, ORANGE, contact_sheet, learning_curve, png
 from reporting.files import write_atomically
+from reporting.galleries import Predictions, attention, card_sheet
+from reporting.pool_map import pool_map
+from tools.evaluation import evaluate_split
+from tools.run_reader import Run, one_line_errors, open_run
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 PER_CLASS = 3
+MAP_POINTS = 300  # of each kind
 CORNER = 8  # pixels of the image's corner whose values are printed
 
 STEPS = {
@@ -112,14 +121,37 @@ def round_figure() -> bytes:
     return png(figure)
 
 
-def main() -> None:
-    """Draw all three."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data-dir", type=Path, required=True)
-    arguments = parser.parse_args()
+def run_figures(run: Run) -> dict[str, bytes]:
+    """The figures of a run by what they show."""
+    names = run.class_names
+    test = evaluate_split(run, "test")
+    confidence, predicted = test.probabilities.max(1)
+    predictions = Predictions(
+        run.splits.test.images, test.store.labels, predicted, confidence, names
+    )
+    wrong = attention(predictions, run.inference, kinds=(False,))
+    return {
+        "learning_curve": learning_curve(run.metrics, run.dataset),
+        "map": pool_map(
+            run.splits.train.images, run.pool.acquired_round, run.round, run.inference, names, run.seed,
+            MAP_POINTS,
+        ),
+        "mistakes": card_sheet(wrong, "Most confident mistakes on test images, with Grad-CAM"),
+    }  # fmt: skip
+
+
+def draw_run(arguments: argparse.Namespace) -> None:
+    """Write the figures of the run."""
+    run = open_run(arguments.run, data_dir=arguments.data_dir)
+    for name, picture in run_figures(run).items():
+        write_atomically(IMAGES / f"{run.dataset}_{name}.png", picture)
+
+
+def draw_method(data_dir: Path) -> None:
+    """Write the figures of data and method."""
     splits = load_splits(
         "pathmnist",
-        arguments.data_dir,
+        data_dir,
         image_size=28,
         split_seed=0,
         validation_fraction=0.15,
@@ -130,5 +162,18 @@ def main() -> None:
     write_atomically(IMAGES / "round.png", round_figure())
 
 
+def main() -> int:
+    """Parse the command line and draw; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--run", type=Path, help="draw what this run found")
+    parser.add_argument("--data-dir", type=Path, help="where PathMNIST, or the run's data, lie")
+    arguments = parser.parse_args()
+    if arguments.run is not None:
+        return one_line_errors(lambda: draw_run(arguments))
+    if arguments.data_dir is None:
+        parser.error("give --data-dir, or --run")
+    return one_line_errors(lambda: draw_method(arguments.data_dir))
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
