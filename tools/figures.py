@@ -133,8 +133,8 @@ def run_figures(run: Run) -> dict[str, bytes]:
     return {
         "learning_curve": learning_curve(run.metrics, run.dataset),
         "map": pool_map(
-            run.splits.train.images, run.pool.acquired_round, run.round, run.inference, names, run.seed,
-            MAP_POINTS,
+            run.splits.train.images, run.pool.acquired_round, run.round, run.inference, names,
+            run.seed, MAP_POINTS,
         ),
         "mistakes": card_sheet(wrong, "Most confident mistakes on test images, with Grad-CAM"),
     }  # fmt: skip
