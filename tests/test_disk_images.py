@@ -171,17 +171,17 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
-    for split, count in (("train", 3072), ("valid", 40), ("test", 40)):
+    for split, count in (("train", 4096), ("valid", 40), ("test", 40)):
         write(folder, split, count, TestMemory.SIZE)
     return folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 class TestMemory:
-    """36 MiB of images, where 28 MiB may be allocated."""
+    """48 MiB of images, where 40 MiB may be allocated, a thread's stack of 8 among them."""
 
     SIZE = 64
-    LIMIT = 28
+    LIMIT = 40
     # Whatever is freed goes back to the system, so that the limit is on what is in use.
     ALLOCATOR: ClassVar = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536"}
 
