@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,16 +53,16 @@ def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
 
 
 def record_embedded(learner: ActiveLearner) -> list[bytes]:
-    """A list that fills with the pixels of each image that the network embeds in eval mode."""
+    """A list that fills with the pixels of each image that this rank has the network look at."""
     embedded: list[bytes] = []
-    embed = learner.network.embed
+    sweep = learner._sweep
 
-    def recording(images: Tensor) -> Tensor:
-        if not learner.network.training:
-            embedded.extend(image.contiguous().numpy().tobytes() for image in images)
-        return embed(images)
+    def recording(images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
+        for block in sweep(images, indices, title):
+            embedded.extend(image.numpy().tobytes() for image in block)
+            yield block
 
-    learner.network.embed = recording  # type: ignore[method-assign]
+    learner._sweep = recording  # type: ignore[method-assign]
     return embedded
 
 

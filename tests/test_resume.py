@@ -86,7 +86,7 @@ KILLS: list[tuple[int, KillPoint]] = [
     (0, KillPoint(TRAINED, call=2)),
     (0, KillPoint(RENAMED, file="queries.csv")),
     (0, KillPoint(RENAMED, call=2, file="metrics.csv")),  # the first report of training
-    (0, KillPoint("active_learning:ActiveLearner.evaluate", call=2)),
+    (0, KillPoint("active_learning:ActiveLearner.predict", call=2)),
     (0, KillPoint("reporting.run_folder:RunFolder.draw_learning_curve", where="after")),
     (0, KillPoint("torch:save", where="within")),
     (0, KillPoint("pickle:dump")),  # trial_state.pkl is open and empty
