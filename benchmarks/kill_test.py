@@ -46,7 +46,7 @@ SETTINGS = {
 # What a process is doing from one of these calls on, until the next.
 PHASES: tuple[tuple[type, str, str, str], ...] = (
     (ActiveLearner, "query", "querying", "training"),
-    (ActiveLearner, "evaluate", "evaluating", "evaluating"),
+    (ActiveLearner, "predict", "evaluating", "evaluating"),
     (RunFolder, "draw_learning_curve", "between validation and checkpoint", ""),
     (RunFolder, "record_checkpoint", "", "between rounds"),
 )

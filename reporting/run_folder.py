@@ -35,6 +35,8 @@ from reporting.files import csv_text, write_atomically
 from training.stopping import StopReason
 
 FORMAT = 1
+# What reading a damaged JSON or CSV file raises.
+DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error)
 QUERY_COLUMNS = ("round", "index", "label", "class", "true_label", "uncertainty")
 
 logger = logging.getLogger(__name__)
@@ -108,7 +110,7 @@ class RunFolder:
                     read(file)
             except RunFolderError:
                 raise
-            except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            except DAMAGE as error:
                 raise RunFolderError(
                     f"--resume {path}: {name} is damaged ({_one_line(error)}); put it back as the "
                     "run wrote it, or start a new run"

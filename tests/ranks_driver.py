@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from torch.nn.parallel import DistributedDataParallel
 from active_learning import ActiveLearner, SimulatedOracle
 from data import ImageStore
 from tests.conftest import small_values
-from training.embedding import Embedder
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 from training.ranks import ALONE, Ranks
@@ -52,24 +52,18 @@ def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
     return inputs
 
 
-class Recording:
-    """Stands before a learner's embedder and keeps the pixels of each image that it is given."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-        self.refresh = embedder.refresh
-        self.images: list[bytes] = []
-
-    def __call__(self, images: Tensor) -> Tensor:
-        self.images.extend(image.contiguous().numpy().tobytes() for image in images)
-        return self.embedder(images)
-
-
 def record_embedded(learner: ActiveLearner) -> list[bytes]:
-    """A list that fills with the pixels of each image that the learner embeds."""
-    recording = Recording(learner._inference._embedder)
-    learner._inference.__dict__["_embedder"] = recording  # where the cached property keeps it
-    return recording.images
+    """A list that fills with the pixels of each image that this rank has the network look at."""
+    embedded: list[bytes] = []
+    sweep = learner._sweep
+
+    def recording(images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
+        for block in sweep(images, indices, title):
+            embedded.extend(image.numpy().tobytes() for image in block)
+            yield block
+
+    learner._sweep = recording  # type: ignore[method-assign]
+    return embedded
 
 
 def run_round(
