@@ -276,6 +276,16 @@ class TestRefusals:
         assert "--checkpoint 7: 0 checkpoints" in said
         assert "2 (" in said
 
+    def test_a_round_goes_before_an_id(self, copy: Path) -> None:
+        entries = json.loads((copy / "checkpoints.json").read_text())
+        last = max(entries, key=lambda one: one["round"])
+        other = next(one for one in entries if one is not last)
+        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "2222")
+        other["uuid"] = "2222"
+        (copy / "checkpoints.json").write_text(json.dumps(entries))
+        assert open_run(copy, "2").uuid == last["uuid"]
+        assert open_run(copy, "22").uuid == "2222"
+
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")
         assert "no checkpoint" in self.refused(capsys, str(copy), "--checkpoint", "last")

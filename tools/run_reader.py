@@ -229,9 +229,9 @@ def _checkpoint_entry(path: Path, which: str) -> dict[str, Any]:
         entries = json.loads((path / "checkpoints.json").read_text(encoding="utf-8"))
         best = min(entries, key=lambda one: one["val_loss"])
         last = max(entries, key=lambda one: one["round"])
-        named = [
-            one for one in entries if which == str(one["round"]) or one["uuid"].startswith(which)
-        ]
+        named = [one for one in entries if which == str(one["round"])]
+        # An id may begin with the digits of a round.
+        named = named or [one for one in entries if one["uuid"].startswith(which)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path}: no checkpoint ({_line(error)}); let the run finish its first round"
