@@ -79,6 +79,25 @@ def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
     assert load("retinamnist", tmp_path).num_classes == 5
 
 
+@pytest.mark.parametrize("flag", sorted(flag for flag in INFO if not flag.endswith("3d")))
+def test_every_set_by_name(tmp_path: Path, flag: str) -> None:
+    info = INFO[flag]
+    if flag == "chestmnist":
+        with pytest.raises(DataError, match=r"chestmnist is multi-label.*choose one of bloodmnist"):
+            load(flag, tmp_path)
+        return
+    classes, colour = len(info["label"]), (3,) if info["n_channels"] == 3 else ()
+    for size, suffix in ((28, ""), (64, "_64")):
+        arrays: Arrays = {}
+        for split in ("train", "val", "test"):
+            arrays[f"{split}_images"] = np.zeros((classes, size, size, *colour), dtype=np.uint8)
+            arrays[f"{split}_labels"] = np.arange(classes, dtype=np.uint8)[:, None]
+        (tmp_path / f"{flag}{suffix}.npz").write_bytes(as_npz(arrays))
+        splits = load(flag, tmp_path, size)
+        assert splits.train.images.shape == (classes, info["n_channels"], size, size)
+        assert splits.class_names == tuple(info["label"].values())
+
+
 def test_a_class_missing_from_a_held_out_split_is_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
