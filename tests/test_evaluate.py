@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from medmnist.evaluator import getACC, getAUC
+from medmnist.evaluator import Evaluator, getACC, getAUC
 from PIL import Image
 from sklearn.metrics import (
     balanced_accuracy_score,
@@ -30,6 +30,7 @@ from reporting.calibration import fit_temperature
 from reporting.figures import shorten
 from reporting.grad_cam import grad_cam
 from resnet_custom import ARCHITECTURES, SplitNetwork
+from tests.conftest import SHARED_DATA
 from tools import evaluate, evaluation_report, figures
 from tools.run_reader import open_run
 
@@ -71,6 +72,20 @@ def test_measures_equal_medmnist_and_sklearn(classes: int, task: str, seed: int)
         probabilities.argmax(1), labels, torch.ones(1, 300), classes
     )[0]
     np.testing.assert_array_equal(counts, confusion_matrix(truth, predicted))
+
+
+@pytest.mark.skipif(
+    not (SHARED_DATA / "breastmnist.npz").exists(), reason="BreastMNIST is not here"
+)
+def test_measures_equal_medmnists_evaluator_on_an_official_file() -> None:
+    evaluator = Evaluator("breastmnist", "test", root=str(SHARED_DATA))
+    labels = torch.from_numpy(evaluator.labels).long().squeeze(1)
+    logits = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0)).double()
+    probabilities = logits.softmax(1)
+    area, accuracy = evaluator.evaluate(probabilities.numpy())
+    found = measured(probabilities, labels)
+    assert found["auc"].item() == pytest.approx(area)
+    assert found["accuracy"].item() == pytest.approx(accuracy)
 
 
 def test_weights_stand_for_repeated_images() -> None:
