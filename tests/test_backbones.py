@@ -115,6 +115,16 @@ def test_training_reaches_every_weight_and_draws_nothing(architecture: str) -> N
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
 
 
+def test_statistics_follow_within_a_round() -> None:
+    network = build("torchvision:mnasnet0_5").train()
+    convolution, norm, *_ = network.backbone.get_submodule("layers").children()
+    with torch.no_grad():
+        for _ in range(50):
+            network(pictures())
+        expected = convolution(pictures()).mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected, rtol=0.02, atol=1e-5)
+
+
 @pytest.mark.parametrize("architecture", NEW)
 def test_a_learner_trains_scores_and_goes_on(architecture: str) -> None:
     first = learner(architecture)
