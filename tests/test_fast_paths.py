@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+# torch.compile imports setuptools, which refuses to come after the standard library's distutils,
+# which Determined's command line, run by other tests in this process, may have imported.
+import torch.utils.cpp_extension
 from torch import Tensor
 
 from active_learning import ActiveLearner
