@@ -184,6 +184,7 @@ class ActiveLearner:
         ranks: which data-parallel process this is; all else is the same on every one of them.
         progress: wraps an iterable of scoring batches in a progress bar with a title.
 
+    `mean` and `std`, float32 [C], are the pool's, by which all images are normalised.
     `pretraining` is the self-supervision that the first round waits for, or None: `pretrain` sees
     to it, or whoever takes its steps and then calls `adopt_pretraining`.
 
@@ -219,7 +220,7 @@ class ActiveLearner:
         self._initial_strategy = get_strategy(first, hp.prefilter_factor)
         self._augmentation = Augmentation.of_trial(hp)
         statistics = channel_statistics(train.images)
-        self._mean, self._std = (value.to(self.device) for value in statistics)
+        self.mean, self.std = (value.to(self.device) for value in statistics)
         self.compute_dtype = compute_dtype(hp.precision, self.device)
         self._planned_round = -1  # the round that `_batches` and `_targets` are for
         self._backbone: dict[str, Tensor] | None = None  # pre-trained, for every fresh network
@@ -237,8 +238,8 @@ class ActiveLearner:
         # The network, for images that are not trained on.
         self._inference = Inference(
             self.network,
-            self._mean,
-            self._std,
+            self.mean,
+            self.std,
             self.compute_dtype,
             hp.scoring_batch_size,
             hp.compile,
@@ -249,8 +250,8 @@ class ActiveLearner:
                 hp,
                 self.network,
                 train.images,
-                self._mean,
-                self._std,
+                self.mean,
+                self.std,
                 self.compute_dtype,
                 seed,
                 ranks,
@@ -451,7 +452,7 @@ class ActiveLearner:
             size = self.network.embedding_size
             masks = dropout_masks(len(indices), size, hp.dropout, generator)[part]
         with self._autocast():
-            images = (images - self._mean[:, None, None]) / self._std[:, None, None]
+            images = (images - self.mean[:, None, None]) / self.std[:, None, None]
             logits = self.train_network(images, masks).float()
         all_targets = self._targets[indices]
         targets = all_targets[part]

@@ -45,10 +45,9 @@ from training.compilation import check_compilation
 from training.devices import DeviceError, check_devices
 from training.experiment_config import ConfigError, load, override, sample
 from training.hyperparameters import HyperparameterError, Hyperparameters
-from training.loading import load_data
+from training.loading import evaluated_part, load_data
 from training.metrics import classification_metrics
 from training.ranks import Ranks
-from training.seeds import make_generator
 from training.stopping import StopReason
 
 logger = logging.getLogger("active_learning")
@@ -86,8 +85,8 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
             check_compilation(context.device)
         self.seed = trial_seed if self.hp.seed == -1 else self.hp.seed
         train = splits.train.to(context.device)
-        self.val = _part(splits.val, self.hp.evaluation_size).to(context.device)
-        self.test = _part(splits.test, self.hp.evaluation_size).to(context.device)
+        self.val = evaluated_part(splits.val, self.hp.evaluation_size).to(context.device)
+        self.test = evaluated_part(splits.test, self.hp.evaluation_size).to(context.device)
         self.class_names = splits.class_names
         self.pool_images = splits.train.images
         oracle = SimulatedOracle.of_trial(self.hp, splits.train, self.seed)
@@ -95,22 +94,21 @@ class PathMNISTTrial(pytorch.PyTorchTrial):
         if run_folder is not None:
             settings = dataclasses.asdict(self.hp)
             settings.pop("data_dir")  # data may move, as long as they stay the same
-            with self.learner.looked_at() as inference:
-                run_folder.check_identity(
-                    {
-                        "dataset": splits.name,
-                        "seed": self.seed,
-                        **{f"hyperparameters.{name}": value for name, value in settings.items()},
-                        "data": splits.fingerprint(),
-                    },
-                    {
-                        "class_names": list(splits.class_names),
-                        "image_size": self.hp.image_size,
-                        "channels": splits.channels,
-                        "mean": inference.mean.tolist(),
-                        "std": inference.std.tolist(),
-                    },
-                )
+            run_folder.check_identity(
+                {
+                    "dataset": splits.name,
+                    "seed": self.seed,
+                    **{f"hyperparameters.{name}": value for name, value in settings.items()},
+                    "data": splits.fingerprint(),
+                },
+                {
+                    "class_names": list(splits.class_names),
+                    "image_size": self.hp.image_size,
+                    "channels": splits.channels,
+                    "mean": self.learner.mean.tolist(),
+                    "std": self.learner.std.tolist(),
+                },
+            )
         self.learner.train_network = context.wrap_model(self.learner.network)
         self.learner.optimizer = context.wrap_optimizer(self.learner.optimizer)
         self.training_metrics = context.wrap_reducer(
@@ -405,14 +403,6 @@ def _refused_as_invalid_hp() -> Iterator[None]:
     except (HyperparameterError, TrainingDivergedError) as error:
         logger.error("%s", error)
         raise det.InvalidHP(str(error)) from error
-
-
-def _part(store: ImageStore, size: int) -> ImageStore:
-    """`size` images of `store`, drawn at random and always the same; all of them for 0."""
-    if not 0 < size < len(store):
-        return store
-    chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
-    return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
 
 
 def pretrain(trial: PathMNISTTrial, checkpoint: str | None) -> tuple[bool, str | None]:

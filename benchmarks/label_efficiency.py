@@ -40,7 +40,7 @@ from data import DataError, Splits
 from reporting.files import csv_text, write_atomically
 from training.experiment_config import ConfigError, load, override
 from training.hyperparameters import HyperparameterError, Hyperparameters
-from training.loading import load_data
+from training.loading import evaluated_part, load_data
 
 ALL_LABELS = "all labels"
 GRID = ("query_strategy", "seed")
@@ -114,7 +114,9 @@ def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
     learner = ActiveLearner(hp, splits.train.to(device), oracle, seed)
-    val, test = splits.val.to(device), splits.test.to(device)
+    val, test = (
+        evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
+    )
     started = time.perf_counter()
     curves: dict[str, list[str]] = {column: [] for column in CURVES}
     query_seconds = 0.0

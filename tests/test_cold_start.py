@@ -79,7 +79,7 @@ def test_is_typiclust_of_what_is_named(initial_pool: str, make_learner: Build) -
     else:
         learner.network.eval()
         with torch.no_grad():
-            points = learner.network.embed(normalise(images, learner._mean, learner._std)).half()
+            points = learner.network.embed(normalise(images, learner.mean, learner.std)).half()
         learner.network.train()
     scores = PoolScores(torch.arange(len(images)), None, points, None)
     expected = STRATEGIES["typiclust"].select(scores, 10, learner._generator("query", 0))

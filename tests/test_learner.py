@@ -58,7 +58,7 @@ class TestWhatIsTrainedOn:
     def test_pixels_trained_on_are_those_queried_so_far(self, make_learner: Build) -> None:
         # 30 batches of 8 make at least one whole pass over each round's labelled set.
         learner = make_learner(batches_per_round=30, **AS_THEY_ARE)
-        pool = normalise(learner._train.images, learner._mean, learner._std)
+        pool = normalise(learner._train.images, learner.mean, learner.std)
         seen = watch_inputs(learner)
         queried: set[int] = set()
         while not learner.finished:
@@ -165,9 +165,7 @@ class TestQuery:
         scores = learner._score(1)
         learner.network.eval()
         with torch.no_grad():
-            images = normalise(
-                learner._train.images[scores.candidates], learner._mean, learner._std
-            )
+            images = normalise(learner._train.images[scores.candidates], learner.mean, learner.std)
             expected = learner.network(images).softmax(1)
         assert scores.probabilities is not None
         torch.testing.assert_close(scores.probabilities[0], expected, atol=1e-5, rtol=1e-4)

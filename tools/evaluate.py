@@ -19,7 +19,13 @@ from reporting.files import write_atomically
 from reporting.measures import Estimate
 from tools.evaluation import SPLITS, Evaluation, evaluate_split, report
 from tools.evaluation_report import SCORES, html_report
-from tools.run_reader import Run, RunError, add_run_arguments, one_line_errors, open_run
+from tools.run_reader import (
+    Run,
+    add_run_arguments,
+    make_output_folder,
+    one_line_errors,
+    open_run,
+)
 
 NAME_WIDTH = 32
 
@@ -30,12 +36,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         arguments.run / f"evaluation_{arguments.split}_{arguments.checkpoint}"
     )
     run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
-        ) from error
+    make_output_folder(folder)
     evaluation = evaluate_split(run, arguments.split)
     print(text_table(run, evaluation))
     numbers = json.dumps(report(run, evaluation), indent=2, allow_nan=False)

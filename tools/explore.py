@@ -24,6 +24,7 @@ from tools.run_reader import (
     Run,
     RunError,
     add_checkpoint_arguments,
+    make_output_folder,
     one_line_errors,
     open_run,
 )
@@ -50,12 +51,7 @@ def explore(arguments: argparse.Namespace) -> None:
     else:
         raise RunError("nothing to explore; name a configuration by --config, or a run by --run")
     folder: Path = arguments.output_dir or default
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(
-            f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
-        ) from error
+    make_output_folder(folder)
     exploration = explore_data(splits, run)
     print(text_table(exploration, run))
     numbers = json.dumps(report(exploration, run), indent=2, allow_nan=False)

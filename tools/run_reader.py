@@ -39,6 +39,16 @@ class RunError(ValueError):
     """A request that cannot be served: one line naming the thing, the value and the remedy."""
 
 
+def make_output_folder(folder: Path) -> None:
+    """Make the folder that `--output-dir` names, unless it is there; RunError if that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(
+            f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
+        ) from error
+
+
 @dataclass(frozen=True)
 class Model:
     """One checkpoint of a run and everything that was written down beside it, but for its data.

@@ -1,11 +1,14 @@
-"""The data set that a trial's hyperparameters name."""
+"""The data set that a trial's hyperparameters name, and the part of it that is evaluated."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from data import Splits, load_splits
+import torch
+
+from data import ImageStore, Splits, load_splits
 from training.hyperparameters import Hyperparameters
+from training.seeds import make_generator
 
 
 def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
@@ -22,3 +25,11 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
         validation_fraction=hp.validation_fraction,
         test_fraction=hp.test_fraction,
     )
+
+
+def evaluated_part(store: ImageStore, size: int) -> ImageStore:
+    """`size` images of `store`, drawn at random and always the same; all of them for 0."""
+    if not 0 < size < len(store):
+        return store
+    chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
+    return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
