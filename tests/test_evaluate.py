@@ -287,6 +287,9 @@ class TestRefusals:
     def test_checkpoint_that_was_not_kept(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        entries = json.loads((copy / "checkpoints.json").read_text())
+        entries[0]["uuid"] = "7" + entries[0]["uuid"][1:]
+        (copy / "checkpoints.json").write_text(json.dumps(entries))
         said = self.refused(capsys, str(copy), "--checkpoint", "7")
         assert "--checkpoint 7: 0 checkpoints" in said
         assert "2 (" in said
@@ -295,11 +298,11 @@ class TestRefusals:
         entries = json.loads((copy / "checkpoints.json").read_text())
         last = max(entries, key=lambda one: one["round"])
         other = next(one for one in entries if one is not last)
-        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "2222")
-        other["uuid"] = "2222"
+        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "22222")
+        other["uuid"] = "22222"
         (copy / "checkpoints.json").write_text(json.dumps(entries))
         assert open_run(copy, "2").uuid == last["uuid"]
-        assert open_run(copy, "22").uuid == "2222"
+        assert open_run(copy, "2222").uuid == "22222"
 
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")

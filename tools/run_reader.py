@@ -33,6 +33,8 @@ from training.precision import compute_dtype
 from training.seeds import make_generator
 
 CHECKPOINTS = ("best", "last")
+# Characters of an id that name it; a shorter word is a round, with whose digits an id may begin.
+SHORTEST_ID = 4
 
 
 class RunError(ValueError):
@@ -233,15 +235,15 @@ def _settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 def _checkpoint_entry(path: Path, which: str) -> dict[str, Any]:
     """The entry of checkpoints.json that `which` means: best, last, a round or an id's beginning.
 
-    Best is the one of the lowest validation loss.
+    Best is the one of the lowest validation loss. An id's beginning has `SHORTEST_ID` characters.
     """
     try:
         entries = json.loads((path / "checkpoints.json").read_text(encoding="utf-8"))
         best = min(entries, key=lambda one: one["val_loss"])
         last = max(entries, key=lambda one: one["round"])
         named = [one for one in entries if which == str(one["round"])]
-        # An id may begin with the digits of a round.
-        named = named or [one for one in entries if one["uuid"].startswith(which)]
+        if not named and len(which) >= SHORTEST_ID:
+            named = [one for one in entries if one["uuid"].startswith(which)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise RunError(
             f"{path}: no checkpoint ({_line(error)}); let the run finish its first round"
@@ -305,7 +307,7 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
     """--checkpoint and --data-dir."""
     parser.add_argument(
-        "--checkpoint", default="best", help="best, last, a round, or an id's first characters"
+        "--checkpoint", default="best", help="best, last, a round, or 4 or more characters of an id"
     )
     parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
 

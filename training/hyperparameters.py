@@ -211,13 +211,12 @@ class Hyperparameters:
             )
         if self.pretrained_backbone != "none" or self.self_supervised_steps:
             return  # all of the backbone is learnt before the first round, the stem too
-        learnt = self.pretrained_backbone != "none" or self.self_supervised_steps > 0
-        if self.freeze_backbone and not (self.pretrained or learnt):
+        if self.freeze_backbone and not self.pretrained:
             raise HyperparameterError(
                 "hyperparameters.freeze_backbone: true would keep the random weights of "
                 f"{self.architecture} for good; set it false, or pretrained: true"
             )
-        if self.freeze_backbone and self.architecture in RESNETS and not learnt:
+        if self.freeze_backbone and self.architecture in RESNETS:
             raise HyperparameterError(
                 f"hyperparameters.freeze_backbone: the small-image stem of {self.architecture} has "
                 "no ImageNet weights and must be trained; set false, or take vgg16 or "
