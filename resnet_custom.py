@@ -1,4 +1,4 @@
-"""ResNet-18, -34 and -50 for small medical images, a small CNN for small machines, and others.
+"""ResNet-18, -34 and -50 for small medical images, smaller networks for small machines, and others.
 
 torchvision's ResNet with three changes: a 3x3 stride-1 stem instead of 7x7 stride-2, no max-pool
 (a 28x28 tile keeps its 28x28 grid through the first stage), and a Dropout -> Linear head.
@@ -16,6 +16,7 @@ import difflib
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from backbones import (
     PREFIX,
@@ -27,7 +28,8 @@ from backbones import (
 )
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
-ARCHITECTURES = (*RESNETS, "small_cnn", "vgg16")  # and torchvision:NAME
+SMALL = ("small_resnet", "small_cnn")  # our own; nobody has pretrained them
+ARCHITECTURES = (*RESNETS, *SMALL, "vgg16")  # and torchvision:NAME
 
 
 class PretrainedWeightsError(RuntimeError):
@@ -93,6 +95,8 @@ class SplitNetwork(nn.Module):
                 self.backbone, size = _resnet(architecture, in_channels)
             elif architecture == "vgg16":
                 self.backbone, size = vgg16()
+            elif architecture == "small_resnet":
+                self.backbone, size = _small_resnet(in_channels)
             else:
                 self.backbone, size = _small_cnn(in_channels)
             self.embedding_size = size
@@ -132,9 +136,9 @@ class SplitNetwork(nn.Module):
                     nn.init.zeros_(module.bias)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-            elif isinstance(module, torchvision.models.resnet.Bottleneck):
+            elif isinstance(module, Bottleneck):
                 last_norms.append(module.bn3)
-            elif isinstance(module, torchvision.models.resnet.BasicBlock):
+            elif isinstance(module, BasicBlock):
                 last_norms.append(module.bn2)
         for norm in last_norms:  # after all have been reset
             nn.init.zeros_(norm.weight)
@@ -179,6 +183,24 @@ def _resnet(architecture: str, in_channels: int) -> tuple[nn.Module, int]:
     backbone.maxpool = nn.Identity()
     backbone.fc = nn.Identity()
     return backbone, size
+
+
+def _small_resnet(in_channels: int) -> tuple[nn.Module, int]:
+    """A ResNet-18 of a quarter of the width and one block a stage, and its embedding's size.
+
+    A thirtieth of a ResNet-18's arithmetic: in the time that two CPU cores have, it sees many more
+    images, and so ends more accurate than the large ones (README, "Which strategy saves labels").
+    """
+    channels = 16
+    stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
+    layers: list[nn.Module] = [stem, nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    layers.append(BasicBlock(channels, channels))
+    for wider in (32, 64, 128):
+        shortcut = nn.Conv2d(channels, wider, 1, stride=2, bias=False)
+        downsample = nn.Sequential(shortcut, nn.BatchNorm2d(wider))
+        layers.append(BasicBlock(channels, wider, stride=2, downsample=downsample))
+        channels = wider
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten()), channels
 
 
 def _small_cnn(in_channels: int) -> tuple[nn.Module, int]:

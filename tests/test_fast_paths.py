@@ -15,7 +15,7 @@ import torch.utils.cpp_extension
 from torch import Tensor
 
 from active_learning import ActiveLearner
-from resnet_custom import SplitNetwork
+from resnet_custom import ARCHITECTURES, SplitNetwork
 from training import compilation
 from training.embedding import Embedder, fold_batch_norms
 from training.hyperparameters import HyperparameterError
@@ -58,7 +58,7 @@ def plain(network: SplitNetwork, count: int) -> Tensor:
     return found
 
 
-@pytest.mark.parametrize("architecture", ["resnet18", "resnet50", "small_cnn", "vgg16"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES])
 def test_folded_backbone_is_the_same_function(architecture: str) -> None:
     network = trained_a_little(architecture)
     folded = copy.deepcopy(network.backbone).eval()

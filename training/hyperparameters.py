@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 from backbones import ArchitectureError
 from query_strategies import get_strategy
-from resnet_custom import RESNETS, check_architecture
+from resnet_custom import RESNETS, SMALL, check_architecture
 from training.label_noise import KINDS
 
 
@@ -199,10 +199,10 @@ class Hyperparameters:
             check_architecture(self.architecture, self.image_size)
         except ArchitectureError as error:
             raise HyperparameterError(f"hyperparameters.architecture: {error}") from None
-        if self.pretrained and self.architecture == "small_cnn":
+        if self.pretrained and self.architecture in SMALL:
             raise HyperparameterError(
-                "hyperparameters.pretrained: there are no ImageNet weights for small_cnn; "
-                "set false, or another architecture"
+                "hyperparameters.pretrained: there are no ImageNet weights for "
+                f"{self.architecture}; set false, or another architecture"
             )
         if self.pretrained and self.pretrained_backbone != "none":
             raise HyperparameterError(
