@@ -1,6 +1,7 @@
 """Statistics and figures of finished label-efficiency studies.
 
     python -m benchmarks.comparison study another_study --output images
+    python -m benchmarks.comparison study --output images --accuracy 0.956
 
 Prints a table per study and, over all of them, the penalty matrix; writes `NAME_curves.png`,
 `NAME_savings.png` and `penalties.png` to --output. What the numbers are:
@@ -10,8 +11,10 @@ Prints a table per study and, over all of them, the penalty matrix; writes `NAME
 - AUBC: area under that curve over the budgets, divided by their range: a mean accuracy.
 - interval: 95 %, Student's t over seeds.
 - p: paired t-test over seeds on the AUBC, against random, Holm-corrected over the strategies.
-- label saving: labels that random needs for the accuracy it ends with, over the labels that the
-  strategy needs for the same, read off the mean curves; its interval is a bootstrap over seeds.
+- labels needed: for the accuracy that random ends with, or for --accuracy, read off the mean curve.
+- label saving: what random needs of them over what the strategy needs; its interval is a bootstrap
+  over seeds. Where random never gets there, it counts as needing all that it was given, so that the
+  true saving is larger.
 - penalty matrix (Ash et al. 2020, arXiv 1906.03671; Beck et al. 2021, arXiv 2106.15324): row i,
   column j is the share of budgets at which i is better than j, by paired t-tests at 0.05 that are
   Holm-corrected over all pairs of the budget; summed over studies. A low column mean is good.
@@ -123,17 +126,21 @@ def labels_needed(budgets: Floats, accuracy: Floats, target: float) -> float:
     return float("nan")
 
 
-def label_saving(budgets: Floats, strategy: Floats, baseline: Floats) -> tuple[float, float, float]:
-    """Saving over `baseline` at the accuracy that it ends with, and a 95 % interval.
+def label_saving(
+    budgets: Floats, strategy: Floats, baseline: Floats, accuracy: float | None = None
+) -> tuple[float, float, float]:
+    """Saving over `baseline` at `accuracy`, None: that which it ends with; and a 95 % interval.
 
-    strategy, baseline: [seeds, R] of the same seeds. Where resampled curves never get there, the
-    saving of that sample counts as the least possible one: below every one that can be read off.
+    strategy, baseline: [seeds, R] of the same seeds. A baseline that never gets there needs its
+    last budget at least. Where resampled curves of the strategy never get there, the saving of that
+    sample counts as the least possible one: below every one that can be read off.
     """
 
     def saving(rows: NDArray[np.int64]) -> float:
         reference, curve = baseline[rows].mean(0), strategy[rows].mean(0)
-        target = reference.max()
-        return labels_needed(budgets, reference, target) / labels_needed(budgets, curve, target)
+        target = reference.max() if accuracy is None else accuracy
+        by_baseline = np.nan_to_num(labels_needed(budgets, reference, target), nan=budgets[-1])
+        return float(by_baseline) / labels_needed(budgets, curve, target)
 
     count = len(strategy)
     generator = np.random.default_rng(0)
@@ -208,33 +215,43 @@ def read_results(folder: Path) -> Results:
     )
 
 
-def table(results: Results) -> str:
-    """One row per strategy, the best AUBC first, as Markdown."""
+def table(results: Results, accuracy: float | None = None) -> str:
+    """One row per strategy, the best AUBC first, as Markdown; labels needed are for `accuracy`."""
     budgets = results.budgets
+    baseline = results.accuracy[BASELINE]
+    target = baseline.mean(0).max() if accuracy is None else accuracy
     shown = sorted({0, len(budgets) // 4, len(budgets) // 2, len(budgets) - 1})
     areas = {name: area(budgets, curve) for name, curve in results.accuracy.items()}
     others = [name for name in areas if name != BASELINE]
     corrected = holm([paired_p(areas[name], areas[BASELINE]) for name in others])
     p_values = dict(zip(others, corrected, strict=True))
-    header = ["strategy", *(f"{budgets[r]:.0f} labels" for r in shown), "AUBC", "p", "label saving"]
+    header = ["strategy", *(f"{budgets[r]:.0f} labels" for r in shown), "AUBC", "p"]
+    header += [f"labels for {target:.3f}", "label saving"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for name in sorted(areas, key=lambda name: -areas[name].mean()):
         curve = results.accuracy[name]
         cells = [name, *(plus_minus(curve[:, r]) for r in shown), plus_minus(areas[name])]
+        needed = labels_needed(budgets, curve.mean(0), target)
+        labels = "not reached" if np.isnan(needed) else f"{needed:.0f}"
         if name == BASELINE:
-            cells += ["", "1"]
+            cells += ["", labels, "1"]
         else:
-            saving, low, high = label_saving(budgets, curve, results.accuracy[BASELINE])
-            value = "not reached" if np.isnan(saving) else f"{saving:.2f} ({low:.2f} to {high:.2f})"
-            cells += [f"{p_values[name]:.3f}", value]
+            saving, low, high = label_saving(budgets, curve, baseline, accuracy)
+            value = "" if np.isnan(saving) else f"{saving:.2f} ({low:.2f} to {high:.2f})"
+            cells += [p_text(p_values[name]), labels, value]
         lines.append("| " + " | ".join(cells) + " |")
     if len(results.upper):
         lines.append(
             f"| all {results.all_labels} labels, as many steps |"
             + " |" * (len(shown) - 1)
-            + f" {plus_minus(results.upper)} | | | |"
+            + f" {plus_minus(results.upper)} | | | | |"
         )
     return "\n".join(lines)
+
+
+def p_text(p: float) -> str:
+    """A p-value to three places."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def plus_minus(values: Floats) -> str:
@@ -248,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures")
+    parser.add_argument(
+        "--accuracy", type=float, help="at which savings are read off; else where random ends"
+    )
     arguments = parser.parse_args(argv)
     arguments.output.mkdir(parents=True, exist_ok=True)
     everything = [read_results(folder) for folder in arguments.studies]
@@ -256,13 +276,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     ]
     total = np.zeros((len(common), len(common)))
     for results in everything:
-        print(f"\n{results.name}: {results.setting}\n\n{table(results)}")
+        print(f"\n{results.name}: {results.setting}\n\n{table(results, arguments.accuracy)}")
         intervals = {
             name: (curve.mean(0), half_width(curve)) for name, curve in results.accuracy.items()
         }
         upper = float(results.upper.mean()) if len(results.upper) else None
         savings = {
-            name: label_saving(results.budgets, curve, results.accuracy[BASELINE])
+            name: label_saving(
+                results.budgets, curve, results.accuracy[BASELINE], arguments.accuracy
+            )
             for name, curve in results.accuracy.items()
             if name != BASELINE
         }

@@ -55,7 +55,7 @@ def saving_bars(title: str, savings: Mapping[str, tuple[float, float, float]]) -
     for place, name in enumerate(order):
         value, low, high = savings[name]
         if np.isnan(value):
-            axes.text(1.0, place, "  never as accurate as random ends", va="center", fontsize=7)
+            axes.text(1.0, place, "  never as accurate", va="center", fontsize=7)
         else:
             axes.plot([low, high], [place, place], color=BLUE, linewidth=1.5)
             axes.plot([value], [place], "o", color=BLUE, markersize=5)

@@ -68,6 +68,20 @@ class TestStatistics:
         assert comparison.label_saving(budgets, fast, slow) == pytest.approx((2, 2, 2))
         assert np.isnan(comparison.label_saving(budgets, slow, fast)[0])
 
+    def test_label_saving_at_an_accuracy(self) -> None:
+        budgets = np.array([100.0, 200.0, 300.0, 400.0])
+        slow = np.array([[0.1, 0.2, 0.3, 0.4]] * 3)
+        fast = np.array([[0.2, 0.4, 0.6, 0.8]] * 3)
+        assert comparison.label_saving(budgets, fast, slow, 0.3) == pytest.approx((2, 2, 2))
+        # The slow one never gets to 0.6, so needs its 400 at least, where the fast one needs 300.
+        assert comparison.label_saving(budgets, fast, slow, 0.6) == pytest.approx((4 / 3,) * 3)
+        text = comparison.table(results(random=slow[:, :3], good=fast[:, :3]), 0.35)
+        assert "labels for 0.350" in text.splitlines()[0]
+        assert [line.split(" | ")[-2:] for line in text.splitlines()[2:4]] == [
+            ["175", "1.71 (1.71 to 1.71) |"],
+            ["not reached", "1 |"],
+        ]
+
     def test_penalties_count_clear_wins_only(self) -> None:
         generator = np.random.default_rng(0)
         noise = generator.normal(0, 0.01, (8, 3))
