@@ -22,9 +22,10 @@ from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
-# What each recipe changes. `sgd` is the usual one for small-image ResNets: Nesterov momentum 0.9.
+# What each recipe changes. `adamw` is configs/const.yaml's, `sgd` the usual one for small-image
+# ResNets: Nesterov momentum 0.9.
 RECIPES: dict[str, dict[str, Any]] = {
-    "adamw": {},
+    "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
     "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
 }
 COLUMNS = ("architecture", "recipe", "labels", "images_seen", "seed", "val_accuracy", "val_loss")

@@ -7,7 +7,7 @@ strategies, one by one, in processes of their own.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from query_strategies.geometry import Points, nearest_squared_distance
 
 PREFILTER = 10
 SHARE_PICKED = 4_430 / 90_000
-TIMED_PICKS = 3  # of the baselines; the rest are all alike
+TIMED_PICKS = 5  # of the baselines; the rest are all alike
 LLOYD_ROWS = 2_000
 BADGE_ROWS = 4_000
 STRATEGIES = ("k_center", "k_center_projected", "k_means", "uncertainty_diversity", "badge")
@@ -35,21 +35,24 @@ def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> 
         # Nothing is labelled yet: the loops that are compared with know no labelled images.
         scores = replace(made_up_scores(n, str(device), dimension), labelled_embeddings=None)
         picks = max(1, round(SHARE_PICKED * n))
-        naive = _naive_seconds(scores, picks)
+        naive = _naive_costs(scores, picks)
         label = f"{n:,} x {dimension:,}, {picks:,} picks"
         rows, chosen = [], {}
         for name, work in _works(scores, picks).items():
             taken, memory, chosen[name] = _measured(work, runs, device)
-            baseline, how = naive[name]
+            baseline = naive[name]
             cost = taken.median / (n * picks * dimension)
-            note = f"{cost * 1e12:.3g} ps per n k D; peak {memory / 1e9:.2f} GB more; {how}"
+            note = (
+                f"{cost * 1e12:.3g} ps per n k D; {memory / 1e9:.2f} GB at its peak "
+                f"(baseline {baseline.memory / 1e9:.2f}); {baseline.how}"
+            )
             rows.append(
                 Row(
                     "selection",
                     f"{name} {label}",
                     "s",
                     taken,
-                    Spread.of([baseline]),
+                    Spread.of([baseline.seconds]),
                     None,
                     note,
                 )
@@ -99,8 +102,20 @@ def _works(scores: PoolScores, picks: int) -> dict[str, Callable[[], Tensor]]:
     return works
 
 
-def _naive_seconds(scores: PoolScores, picks: int) -> dict[str, tuple[float, str]]:
-    """Seconds of each baseline on the CPU, from a part of its work, and from which."""
+@dataclass(frozen=True)
+class _Cost:
+    """What a baseline takes for all picks, and from what part of its work that is reckoned.
+
+    memory: bytes at the peak, beyond the points.
+    """
+
+    seconds: float
+    memory: float
+    how: str
+
+
+def _naive_costs(scores: PoolScores, picks: int) -> dict[str, _Cost]:
+    """Each baseline's, on the CPU."""
     cpu = torch.device("cpu")
     assert scores.embeddings is not None
     assert scores.probabilities is not None
@@ -109,36 +124,49 @@ def _naive_seconds(scores: PoolScores, picks: int) -> dict[str, tuple[float, str
     n, timed = len(points), min(TIMED_PICKS, picks)
     ones = np.ones(n, np.float32)
 
-    def per_pick(work: Callable[[int], object]) -> float:
-        """Beyond the first pick, for which there is no distance to take."""
-        first = seconds(lambda: work(1), cpu)
-        more = seconds(lambda: work(1 + timed), cpu)
-        return max(more - first, 1e-9) / timed
+    def reckoned(work: Callable[[], object], factor: float, larger: float, how: str) -> _Cost:
+        """`work` times `factor`; its memory times `larger`."""
+        memory = peak_memory(work, cpu) or 0  # the first time, which also warms up
+        return _Cost(seconds(work, cpu) * factor, memory * larger, how)
 
-    greedy = per_pick(lambda count: speed_naive.k_center(points, count))
-    seeding = per_pick(lambda count: speed_naive.weighted_d2_sampling(points, ones, count))
+    def per_pick(work: Callable[[], object], larger: float = 1) -> _Cost:
+        how = f"baseline reckoned from {timed} picks"
+        how += f" among {n / larger:,.0f} rows" if larger > 1 else ""
+        return reckoned(work, picks / timed * larger, larger, how)
+
+    # The first of these picks takes no distances, so there is one more.
+    greedy = per_pick(lambda: speed_naive.k_center(points, timed))
+    seeding = per_pick(lambda: speed_naive.weighted_d2_sampling(points, ones, 1 + timed))
     some = points[: min(n, PREFILTER * picks)]
-    hybrid = per_pick(
-        lambda count: speed_naive.weighted_d2_sampling(some, ones[: len(some)], count)
-    )
+    hybrid = per_pick(lambda: speed_naive.weighted_d2_sampling(some, ones[: len(some)], 1 + timed))
     rows = min(n, LLOYD_ROWS)
-    lloyd = seconds(lambda: speed_naive.lloyd_assignment(points[:rows], points[:picks]), cpu)
-    badge_rows = min(n, BADGE_ROWS)
-    gradients = speed_naive.gradient_embeddings(points[:badge_rows], mean[:badge_rows])
-    badge = per_pick(
-        lambda count: speed_naive.weighted_d2_sampling(gradients, ones[:badge_rows], count)
+    lloyd = reckoned(
+        lambda: speed_naive.lloyd_assignment(points[:rows], points[:picks]),
+        n / rows * MAX_ITERATIONS,
+        n / rows,
+        f"{seeding.how} and {rows:,} rows of one of {MAX_ITERATIONS} rounds",
     )
-    how = f"baseline extrapolated from {timed} picks"
+    some_rows = min(n, BADGE_ROWS)
+    part = (points[:some_rows], mean[:some_rows])
+    written_out = reckoned(
+        lambda: speed_naive.gradient_embeddings(*part), n / some_rows, n / some_rows, ""
+    )
+    gradients = speed_naive.gradient_embeddings(*part)
+    badge = per_pick(
+        lambda: speed_naive.weighted_d2_sampling(gradients, ones[:some_rows], 1 + timed),
+        n / some_rows,
+    )
     return {
-        "k_center": (greedy * picks, how),
-        "k_center_projected": (greedy * picks, f"{how} of the exact one"),
-        "k-means++ seeding": (seeding * picks, how),
-        "k_means": (
-            seeding * picks + lloyd * n / rows * MAX_ITERATIONS,
-            f"{how} and {rows:,} rows of one of {MAX_ITERATIONS} rounds",
+        "k_center": greedy,
+        "k_center_projected": replace(greedy, how=f"{greedy.how} of the exact one"),
+        "k-means++ seeding": seeding,
+        "k_means": _Cost(
+            seeding.seconds + lloyd.seconds, max(seeding.memory, lloyd.memory), lloyd.how
         ),
-        "uncertainty_diversity": (hybrid * picks, how),
-        "badge": (badge * picks * n / badge_rows, f"{how} over {badge_rows:,} rows"),
+        "uncertainty_diversity": hybrid,
+        "badge": _Cost(
+            written_out.seconds + badge.seconds, written_out.memory + badge.memory, badge.how
+        ),
     }
 
 
