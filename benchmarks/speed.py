@@ -117,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "images" / "speed.png")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        print(speed_rows.table(speed_rows.read(arguments.csv)))
+        print(speed_rows.tables(speed_rows.read(arguments.csv)))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = machine(device)

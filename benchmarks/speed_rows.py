@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,43 @@ def table(records: Iterable[dict[str, str]]) -> str:
         name = f"{record['section']}: {record['item']}, {record['unit']}"
         lines.append(f"| {name} | {package} | {baseline} | {ratio} | {share} | {record['note']} |")
     return "\n".join(lines[1:])
+
+
+def selection_table(records: Sequence[dict[str, str]]) -> str:
+    """Rows of section "selection", of one machine, as Markdown: a line per strategy, its sizes.
+
+    Cells are seconds and, in brackets, how many times less than the baseline's they are; the last
+    column is the note of the last size.
+    """
+    sizes: dict[str, None] = {}
+    cells: dict[str, dict[str, str]] = {}
+    notes: dict[str, str] = {}
+    for record in records:
+        found = re.fullmatch(r"(.+?),? ([\d,]+ x [\d,]+), [\d,]+ picks", record["item"])
+        assert found is not None, record["item"]
+        name, size = found.groups()
+        sizes[size] = None
+        ratio = f" ({float(record['ratio']):.3g}x)" if record["ratio"] else ""
+        cells.setdefault(name, {})[size] = _number(record["median"]) + ratio
+        notes[name] = record["note"]
+    lines = ["| selection, s | " + " | ".join(sizes) + " | at the last size |"]
+    lines.append("| --- |" + " --- |" * (len(sizes) + 1))
+    for name, row in cells.items():
+        lines.append(f"| {name} | " + " | ".join(row.get(size, "") for size in sizes))
+        lines[-1] += f" | {notes[name]} |"
+    return "\n".join(lines)
+
+
+def tables(records: Sequence[dict[str, str]]) -> str:
+    """All records as the README has them: two tables for each machine."""
+    parts = []
+    for machine in dict.fromkeys(record["machine"] for record in records):
+        own = [record for record in records if record["machine"] == machine]
+        parts.append(table(record for record in own if record["section"] != "selection"))
+        selection = [record for record in own if record["section"] == "selection"]
+        if selection:
+            parts.append(selection_table(selection))
+    return "\n\n".join(parts)
 
 
 def _shown(record: dict[str, str], prefix: str) -> str:

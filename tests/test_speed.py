@@ -40,18 +40,41 @@ def test_every_section_is_measured_beside_its_baseline(measured: Path) -> None:
             more = row["unit"].endswith("/s")
             assert float(row["ratio"]) == pytest.approx(1 / ratio if more else ratio, rel=1e-2)
         if row["section"] == "selection" and row["ratio"]:
-            assert "extrapolated" in row["note"]
+            assert "reckoned from" in row["note"]
     shares = {row["section"] for row in rows if row["share_of_limit"]}
     assert shares == {"training", "scoring"}
     assert 0.05 < float(rows[-1]["median"]) < 8  # GB, of a Python process with torch in it
     assert (measured / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_table_has_a_line_for_every_row(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_tables_have_a_line_for_every_row(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     speed.main(["--table", "--csv", str(measured / "speed.csv")])
-    lines = capsys.readouterr().out.splitlines()
-    assert len([line for line in lines if line.startswith("| ")]) == 2 + 12
-    assert f"torch {torch.__version__}" in lines[0]
+    network, selection = capsys.readouterr().out.strip().split("\n\n| selection")
+    assert f"torch {torch.__version__}" in network.splitlines()[0]
+    assert len([line for line in network.splitlines() if line.startswith("| ")]) == 2 + 5
+    assert len(selection.splitlines()) == 2 + 7
+
+
+def test_selection_table_puts_sizes_beside_each_other() -> None:
+    def record(name: str, size: str, seconds: float, note: str) -> dict[str, str]:
+        times = Spread.of([seconds]), Spread.of([8.0])
+        return Row("selection", f"{name} {size}, 49 picks", "s", *times, note=note).record("m", "v")
+
+    found = speed_rows.selection_table(
+        [
+            record("k-means++ seeding", "1,000 x 32", 1, "first"),
+            record("k-means++ seeding", "3,000 x 32", 2, "second"),
+            record("badge", "3,000 x 32", 4, "third"),
+        ]
+    )
+    assert found.splitlines() == [
+        "| selection, s | 1,000 x 32 | 3,000 x 32 | at the last size |",
+        "| --- | --- | --- | --- |",
+        "| k-means++ seeding | 1 (8x) | 2 (4x) | second |",
+        "| badge |  | 4 (2x) | third |",
+    ]
 
 
 def test_a_section_replaces_its_older_self_on_that_machine_only(tmp_path: Path) -> None:
