@@ -21,6 +21,7 @@ COLUMNS = (
 )
 # Of these units more is better.
 RATES = ("images/s", "candidates/s", "TFLOP/s")
+MARKS = "os^Dvx"
 
 
 @dataclass(frozen=True)
@@ -111,9 +112,7 @@ def selection_table(records: Sequence[dict[str, str]]) -> str:
     cells: dict[str, dict[str, str]] = {}
     notes: dict[str, str] = {}
     for record in records:
-        found = re.fullmatch(r"(.+?),? ([\d,]+ x [\d,]+), [\d,]+ picks", record["item"])
-        assert found is not None, record["item"]
-        name, size = found.groups()
+        name, size = _strategy_and_size(record)
         sizes[size] = None
         ratio = f" ({float(record['ratio']):.3g}x)" if record["ratio"] else ""
         cells.setdefault(name, {})[size] = _number(record["median"]) + ratio
@@ -138,6 +137,13 @@ def tables(records: Sequence[dict[str, str]]) -> str:
     return "\n\n".join(parts)
 
 
+def _strategy_and_size(record: dict[str, str]) -> tuple[str, str]:
+    """Of a row of section "selection": "k_center" and "90,000 x 2,048"."""
+    found = re.fullmatch(r"(.+?),? ([\d,]+ x [\d,]+), [\d,]+ picks", record["item"])
+    assert found is not None, record["item"]
+    return found[1], found[2]
+
+
 def _shown(record: dict[str, str], prefix: str) -> str:
     """The median, with the extremes where there are any: "51.2 (50.8-51.9)"."""
     if not record[f"{prefix}median"]:
@@ -152,18 +158,49 @@ def _number(text: str) -> str:
 
 
 def plot(records: Sequence[dict[str, str]], machine: str) -> bytes:
-    """How many times faster than the baseline, a bar for each row of one machine, as a PNG."""
-    rows = [r for r in records if r["machine"] == machine and r["ratio"]][::-1]
-    figure = Figure(figsize=(9, 1 + 0.3 * len(rows)), layout="constrained")
-    axes = figure.add_subplot()
-    names = [f"{r['section']}: {r['item']}" for r in rows]
-    ratios = [float(r["ratio"]) for r in rows]
-    colours = [ORANGE if r["section"] == "selection" else BLUE for r in rows]
-    bars = axes.barh(names, ratios, color=colours)
-    axes.bar_label(bars, [f" {ratio:.3g}x" for ratio in ratios])
-    axes.set_xscale("log")
-    axes.set_xlim(0.5, 3 * max(ratios, default=1))
-    axes.axvline(1, color="black", linewidth=0.8)
-    axes.set_xlabel("times as fast as the baseline (logarithmic)")
+    """How many times faster than the baseline, and how selection grows, as a PNG.
+
+    Of one machine: a bar for each row that has a baseline, of selection for the last size alone;
+    and a line per strategy and dimension, its seconds against the number of candidates.
+    """
+    own = [record for record in records if record["machine"] == machine and record["ratio"]]
+    bars = [record for record in own if record["section"] != "selection"]
+    lines: dict[tuple[str, str], list[tuple[int, float]]] = {}
+    last: dict[str, dict[str, str]] = {}
+    for record in own:
+        if record["section"] == "selection":
+            name, size = _strategy_and_size(record)
+            last[name] = record
+            candidates, dimension = (text.replace(",", "") for text in size.split(" x "))
+            point = (int(candidates), float(record["median"]))
+            lines.setdefault((name, dimension), []).append(point)
+    bars = [*bars, *last.values()][::-1]
+    figure = Figure(figsize=(12, 1.6 + 0.3 * len(bars)), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
+    names = [f"{r['section']}: {r['item']}" for r in bars]
+    ratios = [float(r["ratio"]) for r in bars]
+    colours = [ORANGE if r["section"] == "selection" else BLUE for r in bars]
+    drawn = left.barh(names, ratios, color=colours)
+    left.bar_label(drawn, [f" {ratio:.3g}x" for ratio in ratios])
+    left.set_xscale("log")
+    left.set_xlim(0.5, 4 * max(ratios, default=1))
+    left.axvline(1, color="black", linewidth=0.8)
+    left.set_xlabel("times as fast as the baseline (logarithmic)")
+    dimensions = list(dict.fromkeys(dimension for _, dimension in lines))
+    for (name, dimension), points in lines.items():
+        mark = MARKS[list(last).index(name) % len(MARKS)]
+        style = ("--", "-")[dimension == dimensions[-1]]
+        label = name if dimension == dimensions[-1] else None
+        colour = f"C{list(last).index(name)}"
+        right.plot(*zip(*points, strict=True), style, marker=mark, color=colour, label=label)
+    if lines:
+        right.set_xscale("log")
+        right.set_yscale("log")
+        right.set_xlabel(f"candidates ({dimensions[-1]} dimensions solid)")
+        right.set_ylabel("seconds to choose one in twenty")
+        right.grid(alpha=0.3)
+        right.legend(fontsize=8)
+    else:
+        right.axis("off")
     figure.suptitle(machine, fontsize=10)
     return png(figure)

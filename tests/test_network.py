@@ -21,7 +21,7 @@ def build(architecture: str = "resnet18", seed: int = 0, channels: int = 3) -> S
         ("resnet18", 512, 11_173_449),
         ("resnet34", 512, 21_281_609),
         ("resnet50", 2048, 23_518_793),
-        ("small_resnet", 256, 1_228_713),
+        ("small_resnet", 128, 308_697),
         ("small_cnn", 64, 20_073),
         ("vgg16", 512, 14_727_753),
     ],
