@@ -8,6 +8,7 @@ Each figure stands beside that of a straightforward implementation of the same j
 (benchmarks/speed_baseline.py, speed_naive.py), timed in turns with it on the same data: made-up
 images of PathMNIST's shape, or PathMNIST from --data-dir. Nothing is downloaded. Sections:
 
+    limit       rate of a large matrix product, in the package's and the baseline's precision
     training    images/s of optimizer steps
     scoring     candidates/s of a query with 6 Monte Carlo passes
     round       seconds of a round: query, training, evaluation
@@ -16,9 +17,9 @@ images of PathMNIST's shape, or PathMNIST from --data-dir. Nothing is downloaded
                 two cores, nearly all of it scoring)
 
 Prints the rows, puts them into benchmarks/results/speed.csv in place of the same machine's older
-ones, and draws images/speed.png. Times are medians of several runs, with the extremes. The limit
-is the rate of a large matrix product, in bfloat16 where the device has it in hardware, measured in
-the same run. Everything runs on the GPU where there is one.
+ones, and draws images/speed.png. Times are medians of several runs, with the extremes. Shares are
+of the limit in bfloat16 where the device has it in hardware, measured in the same run. Everything
+runs on the GPU where there is one.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.timing import machine, versions
 from reporting.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-SECTIONS = ("training", "scoring", "round", "selection", "memory")
+SECTIONS = ("limit", "training", "scoring", "round", "selection", "memory")
 CPU = speed_network.Size(
     architecture="resnet50",
     image_size=28,
@@ -89,7 +90,7 @@ def sections(arguments: argparse.Namespace, device: torch.device) -> Iterator[li
     quick, wanted = arguments.quick, arguments.only
     size = TINY if quick else GPU if device.type == "cuda" else CPU
     compiled = not (quick or arguments.no_compile)
-    if {"training", "scoring", "round"} & set(wanted):
+    if {"limit", "training", "scoring", "round"} & set(wanted):
         train = speed_network.store(arguments.data_dir, size, device)
         yield speed_network.limit(train, size, device)
     if "training" in wanted:

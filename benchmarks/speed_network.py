@@ -61,15 +61,21 @@ class Limit:
 
 
 def limit(train: ImageStore, size: Size, device: torch.device) -> list[Row]:
-    """What the device can multiply, as a row."""
+    """What the device can multiply, as rows."""
     found = Limit(_learner(_hyperparameters(size, size.batch, len(train)), train), size, device)
-    name = str(found.dtype).removeprefix("torch.")
+    rates = {found.dtype: found.rate}
+    if found.dtype != torch.float32:  # what the baselines compute in
+        rates[torch.float32] = product_rate(torch.float32, size.product, device)
     note = (
         f"{size.architecture} needs {found.scoring / 1e9:.3f} GFLOP an image to score "
         f"and {found.training / 1e9:.3f} to train"
     )
-    rate = Spread.of([found.rate / 1e12])
-    return [Row("limit", f"matrix product, {name}", "TFLOP/s", rate, note=note)]
+    rows = []
+    for dtype, rate in rates.items():
+        item = f"matrix product, {str(dtype).removeprefix('torch.')}"
+        rows.append(Row("limit", item, "TFLOP/s", Spread.of([rate / 1e12]), note=note))
+        note = ""
+    return rows
 
 
 def store(data_dir: Path | None, size: Size, device: torch.device) -> ImageStore:

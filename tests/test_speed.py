@@ -11,6 +11,7 @@ import torch
 from benchmarks import speed, speed_naive, speed_rows
 from benchmarks.speed_rows import COLUMNS, Row
 from benchmarks.timing import Spread
+from training.precision import fast_bfloat16
 
 from . import strategy_reference as reference
 
@@ -26,8 +27,9 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_section_is_measured_beside_its_baseline(measured: Path) -> None:
     with (measured / "speed.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    limits = 1 + fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     assert [row["section"] for row in rows] == (
-        ["limit", "training", "scoring", "round"] + ["selection"] * 7 + ["memory"]
+        ["limit"] * limits + ["training", "scoring", "round"] + ["selection"] * 7 + ["memory"]
     )
     assert tuple(rows[0]) == COLUMNS
     for row in rows:
@@ -53,7 +55,8 @@ def test_tables_have_a_line_for_every_row(
     speed.main(["--table", "--csv", str(measured / "speed.csv")])
     network, selection = capsys.readouterr().out.strip().split("\n\n| selection")
     assert f"torch {torch.__version__}" in network.splitlines()[0]
-    assert len([line for line in network.splitlines() if line.startswith("| ")]) == 2 + 5
+    limits = network.count("| limit: ")
+    assert len([line for line in network.splitlines() if line.startswith("| ")]) == 2 + limits + 4
     assert len(selection.splitlines()) == 2 + 7
 
 
