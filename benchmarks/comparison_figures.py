@@ -32,6 +32,8 @@ def curve_panels(
     panels = np.atleast_1d(figure.subplots(rows, COLUMNS, sharex=True, sharey=True)).flatten()
     for axes in panels[len(names) :]:
         axes.axis("off")
+    for axes in panels[:-COLUMNS][max(0, len(names) - COLUMNS) :]:  # those above an empty place
+        axes.tick_params(labelbottom=True)
     for axes, name in zip(panels, names, strict=False):
         for key, colour, style in ((baseline, ORANGE, "--"), (name, BLUE, "-")):
             mean, half = intervals[key]
