@@ -32,6 +32,7 @@ from reporting.run_folder import RunFolder
 
 CONFIG = processes.ROOT / "configs" / "digits.yaml"
 SETTINGS = {
+    "query_strategy": "uncertainty_diversity",  # needs embeddings as well as probabilities
     "image_size": 8,
     "batch_size": 8,
     "batches_per_round": 3,

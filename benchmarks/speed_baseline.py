@@ -165,7 +165,7 @@ class Baseline:
         return torch.cat(probabilities, 1), torch.cat(embeddings)
 
     def query(self, candidates: Tensor, k: int) -> Tensor:
-        """Label k of the candidates: uncertain and far apart, as the package's default."""
+        """Label k of the candidates: uncertain and far apart, as uncertainty_diversity has it."""
         probabilities, embeddings = self.score(candidates, self.hp.uncertainty_passes)
         mean = probabilities.mean(0)
         entropy = -(mean * mean.clamp_min(1e-12).log()).sum(1)

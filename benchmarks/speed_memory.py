@@ -18,6 +18,7 @@ from benchmarks.timing import Spread, run_with_peak
 SCRIPT = CONFIG.parent.parent / "model_def.py"
 SPLITS = {"train": 89_996, "val": 10_004, "test": 7_180}
 SETTINGS = {
+    "query_strategy": "uncertainty_diversity",  # needs embeddings as well as probabilities
     "rounds": 2,
     "batches_per_round": 2,
     "reporting_period": 2,

@@ -215,6 +215,7 @@ def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator
         size,
         2 * size.batch,
         len(train),
+        query_strategy="uncertainty_diversity",
         candidate_pool_size=pool,
         batches_per_round=steps,
         samples_to_label=picks,

@@ -50,7 +50,7 @@ def relative_weights(uncertainty: Tensor) -> Tensor:
 def uncertainty_diversity(
     scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float
 ) -> Tensor:
-    """The default: uncertain candidates, spread by D^2 sampling weighted with their entropy.
+    """Uncertain candidates, spread by D^2 sampling weighted with their entropy.
 
     The prefilter_factor * k candidates of largest predictive entropy are kept. Among them each pick
     is drawn with probability proportional to entropy * squared distance in embedding space to the

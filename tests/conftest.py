@@ -40,6 +40,7 @@ SMALL: dict[str, Any] = {
     "initial_labeled_size": 10,
     "samples_to_label": 6,
     "label_budget": 120,
+    "query_strategy": "uncertainty_diversity",  # needs embeddings as well as probabilities
     "candidate_pool_size": 40,
     "uncertainty_passes": 4,
     "scoring_batch_size": 32,
