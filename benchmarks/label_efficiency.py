@@ -60,9 +60,12 @@ class Study:
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """Every (strategy, seed), seed by seed, so that an unfinished study is a fair one."""
-        names = (ALL_LABELS, *self.strategies)
-        return [(name, seed) for seed, name in itertools.product(self.seeds, names)]
+        """Every (strategy, seed), seed by seed, so that an unfinished study is a fair one.
+
+        The upper line comes last: without it the strategies can be compared as well.
+        """
+        compared = [(name, seed) for seed, name in itertools.product(self.seeds, self.strategies)]
+        return compared + [(ALL_LABELS, seed) for seed in self.seeds]
 
 
 def read_study(config: Path, settings: list[str]) -> Study:
