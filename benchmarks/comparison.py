@@ -50,7 +50,8 @@ class Results:
     """One study, of the seeds that every strategy has finished.
 
     budgets: [R] labels after each round. accuracy: [seeds, R] per strategy, test accuracy at
-    validation-chosen rounds. upper: [n] test accuracies of training on all labels.
+    validation-chosen rounds. upper: [n] test accuracies of training on all labels. validation:
+    [seeds, R] per strategy, best validation accuracy so far: what a strategy may be chosen by.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Results:
     accuracy: dict[str, Floats]
     upper: Floats
     all_labels: int
+    validation: dict[str, Floats]
 
 
 def chosen_by_validation(val: Floats, test: Floats) -> Floats:
@@ -212,7 +214,24 @@ def read_results(folder: Path) -> Results:
         accuracy=curves,
         upper=np.array([numbers(row, "test_accuracy")[-1] for row in upper]),
         all_labels=int(float(upper[0]["labels"])) if upper else 0,
+        validation={
+            strategy: np.stack(
+                [
+                    np.maximum.accumulate(numbers(runs[strategy, seed], "val_accuracy"))
+                    for seed in seeds
+                ]
+            )
+            for strategy in strategies
+        },
     )
+
+
+def validation_line(results: Results) -> str:
+    """AUBC of each strategy on the validation split, the best first."""
+    areas = {name: area(results.budgets, curve) for name, curve in results.validation.items()}
+    names = sorted(areas, key=lambda name: -areas[name].mean())
+    shown = ", ".join(f"{name} {plus_minus(areas[name])}" for name in names)
+    return f"AUBC on validation images, to choose by: {shown}"
 
 
 def table(results: Results, accuracy: float | None = None) -> str:
@@ -277,6 +296,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     total = np.zeros((len(common), len(common)))
     for results in everything:
         print(f"\n{results.name}: {results.setting}\n\n{table(results, arguments.accuracy)}")
+        print(f"\n{validation_line(results)}")
         intervals = {
             name: (curve.mean(0), half_width(curve)) for name, curve in results.accuracy.items()
         }

@@ -17,7 +17,8 @@ from tests.conftest import ROOT, SMALL
 def results(**curves: np.ndarray) -> Results:
     budgets = np.array([100.0, 200.0, 300.0])
     seeds = tuple(range(len(next(iter(curves.values())))))
-    return Results("study", "made up", seeds, budgets, curves, np.array([0.9]), 1000)
+    upper = np.array([0.9])
+    return Results("study", "made up", seeds, budgets, curves, upper, 1000, curves)
 
 
 class TestStatistics:
@@ -96,6 +97,11 @@ class TestStatistics:
         assert found[1, 0] == pytest.approx(2 / 3)
         assert found[1, 2] == pytest.approx(2 / 3)
         assert found[0].sum() == found[2].sum() == 0
+
+    def test_validation_names_the_best_first(self) -> None:
+        curves = {"random": np.array([[0.5, 0.6, 0.7]] * 2), "good": np.array([[0.8] * 3] * 2)}
+        line = comparison.validation_line(results(**curves))
+        assert line.endswith(": good 0.800 ± 0.000, random 0.600 ± 0.000")
 
     def test_table_names_losers_too(self) -> None:
         curves = {"random": np.array([[0.5, 0.6, 0.7]] * 2), "worse": np.array([[0.3] * 3] * 2)}
