@@ -188,8 +188,8 @@ def _resnet(architecture: str, in_channels: int) -> tuple[nn.Module, int]:
 def _small_resnet(in_channels: int) -> tuple[nn.Module, int]:
     """A ResNet-18 of a quarter of the width and one block a stage, and its embedding's size.
 
-    A thirtieth of a ResNet-18's arithmetic: in the time that two CPU cores have, it sees many more
-    images, and so ends more accurate than the large ones (README, "Which strategy saves labels").
+    A thirtieth of a ResNet-18's arithmetic, so that it sees many more images in the time that two
+    CPU cores have.
     """
     channels = 16
     stem = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)

@@ -6,7 +6,7 @@ Trains once on some labels of the blood cells, per seed: drawn at random, or so 
 numbers fall evenly on a log scale until the last class has a RATIO-th of the first's (a "long
 tail", Cui et al. 2019, arXiv 1901.05555). Draw and initial weights are the same for all settings of
 a seed. Prints accuracy and balanced accuracy (mean recall) on the validation split, which is as the
-pool is. Everything else but the learning rate is as in configs/bloodmnist.yaml.
+pool is. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "balanced batches": {"class_balanced_batches": True},
     "weighted loss": {"class_weighted_loss": True},
 }
-LEARNING_RATE = 1e-3  # peak rate, that of configs/const.yaml
 COLUMNS = (
     *("architecture", "labels", "ratio", "setting", "seed"),
     *("val_accuracy", "val_balanced_accuracy", "val_rarest_recall"),
@@ -89,7 +88,7 @@ def main() -> None:
     arguments = parser.parse_args()
     values = load(Path("configs/bloodmnist.yaml"))["hyperparameters"] | {
         "architecture": arguments.architecture,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": load(Path("configs/const.yaml"))["hyperparameters"]["learning_rate"],
         "initial_labeled_size": arguments.labels,
         "label_budget": arguments.labels,
         "rounds": 1,

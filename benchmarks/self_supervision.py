@@ -4,8 +4,8 @@
 
 On the blood cells. Per seed: a backbone learns from all training images without labels, once; then
 networks are trained on the same random labels, for the same steps, from that backbone and from
-random weights. All else but the learning rate is as in configs/bloodmnist.yaml. One row per trained
-network is appended to --output; rows that are there are not run again, and a backbone that was cut
+random weights. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml. One row
+per trained network is appended to --output; rows that are there are not run again, and a backbone that was cut
 off is gone on with. The test split chooses nothing: each network is taken as its training ends.
 """
 
@@ -27,7 +27,6 @@ from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
 CONFIG = Path("configs/bloodmnist.yaml")
-LEARNING_RATE = 1e-3  # peak rate with labels, that of configs/const.yaml
 COLUMNS = (
     *("architecture", "self_supervised_steps", "labels", "steps", "seed"),
     *("val_accuracy", "test_accuracy", "test_auc"),
@@ -56,7 +55,7 @@ def train(arguments: argparse.Namespace, labels: int, start: str, seed: int) -> 
     """Validation and test metrics after training on `labels` random labels from `start`."""
     values = load(CONFIG)["hyperparameters"] | {
         "architecture": arguments.architecture,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": load(Path("configs/const.yaml"))["hyperparameters"]["learning_rate"],
         "pretrained_backbone": start,
         "batches_per_round": arguments.steps,
         "initial_labeled_size": labels,
