@@ -4,9 +4,10 @@
 
 On the blood cells. Per seed: a backbone learns from all training images without labels, once; then
 networks are trained on the same random labels, for the same steps, from that backbone and from
-random weights. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml. One row
-per trained network is appended to --output; rows that are there are not run again, and a backbone that was cut
-off is gone on with. The test split chooses nothing: each network is taken as its training ends.
+random weights. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml. One
+row per trained network is appended to --output; rows that are there are not run again, and a
+backbone that was cut off is gone on with. The test split chooses nothing: each network is taken as
+its training ends.
 """
 
 from __future__ import annotations
