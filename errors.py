@@ -1,0 +1,42 @@
+"""The errors that end the work with one line instead of a traceback.
+
+Every module raises `UserError` for what the user can mend. Command lines run their work through
+`exit_status`, so that every tool prints such an error in the same way.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+# Exit statuses of every command of this package.
+OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+
+class UserError(Exception):
+    """A mistake that the user can mend; its text is one line: what, which value, what to do."""
+
+
+class DownloadError(UserError):
+    """Data that cannot be fetched from the network."""
+
+
+class DivergedError(UserError):
+    """A loss or metric that is no longer a finite number. In a search, a bad draw."""
+
+
+def exit_status(work: Callable[[], int | None], traceback: bool = False) -> int:
+    """Run `work` and return the command's exit status; None from `work` means success.
+
+    A `UserError` becomes one line on the standard error stream and status 2. Any other exception is
+    a bug and keeps its traceback. With `traceback`, a `UserError` keeps its own as well.
+    """
+    try:
+        return work() or OK
+    except UserError as error:
+        if traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        return INTERRUPTED
