@@ -28,8 +28,8 @@ check: $(VENV)/installed
 	@$(PYTHON) -m ruff format --check .
 	@$(PYTHON) -m mypy .
 
-$(VENV)/installed: requirements.txt tests/requirements.txt
+$(VENV)/installed: requirements.txt tools/requirements.txt tests/requirements.txt
 	python3 -m venv $(VENV)
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check \
-		-r requirements.txt -r tests/requirements.txt
+		-r requirements.txt -r tools/requirements.txt -r tests/requirements.txt
 	@touch $@
