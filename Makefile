@@ -1,6 +1,7 @@
 # make run     install, then run the main job: PathMNIST, or the bundled digits without it
 # make test    install, then run the tests
 # make bench   install, then measure the speed beside a straightforward implementation's (20 minutes)
+# make soak    install, then kill runs at random moments and run one for hours (see docs/reliability.md)
 # make check   lint, formatting and types
 #
 # DATA_DIR=where/the/data/lie  OUTPUT_DIR=new/run/folder  CONFIG=configs/another.yaml
@@ -11,7 +12,7 @@ DATA_DIR ?= data
 OUTPUT_DIR ?=
 CONFIG ?=
 
-.PHONY: run test bench check
+.PHONY: run test bench soak check
 
 run: $(VENV)/installed
 	@$(PYTHON) -m tools.main_job --data-dir "$(DATA_DIR)" \
@@ -22,6 +23,10 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	@$(PYTHON) -m benchmarks.speed
+
+soak: $(VENV)/installed
+	@$(PYTHON) -m tests.reliability.kill_test --kills 60
+	@$(PYTHON) -m tests.reliability.soak
 
 check: $(VENV)/installed
 	@$(PYTHON) -m ruff check .

@@ -189,7 +189,7 @@ class ActiveLearner:
     to it, or whoever takes its steps and then calls `adopt_pretraining`.
 
     Raises:
-        HyperparameterError: `pretrained_backbone` or a batch size that does not fit.
+        UserError: `pretrained_backbone` or a batch size that does not fit.
     """
 
     def __init__(

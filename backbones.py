@@ -16,6 +16,8 @@ from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 from torchvision.ops import StochasticDepth
 
+from errors import UserError
+
 PREFIX = "torchvision:"
 IMAGENET_CLASSES = 1000
 # torchvision's models halve an image five times: of fewer pixels, not even 2x2 positions are left.
@@ -25,10 +27,6 @@ BATCH_NORM_MOMENTUM = 0.1  # torch's own default
 EXTRAS: dict[str, dict[str, Any]] = {
     name: {"aux_logits": False, "init_weights": False} for name in ("googlenet", "inception_v3")
 }
-
-
-class ArchitectureError(ValueError):
-    """A network that cannot be built; one line naming it and the remedy."""
 
 
 def torchvision_names() -> list[str]:
@@ -59,7 +57,7 @@ def torchvision_backbone(name: str) -> tuple[nn.Module, int]:
     hundreds of thousands of steps, their statistics would hardly have moved at a round's end.
 
     Raises:
-        ArchitectureError: the model does not end in one linear layer.
+        UserError: the model does not end in one linear layer.
     """
     network = torchvision.models.get_model(name, weights=None, **EXTRAS.get(name, {}))
     modules = dict(network.named_modules())
@@ -69,7 +67,7 @@ def torchvision_backbone(name: str) -> tuple[nn.Module, int]:
         if isinstance(module, nn.Linear) and module.out_features == IMAGENET_CLASSES
     ]
     if len(heads) != 1:
-        raise ArchitectureError(
+        raise UserError(
             f"{PREFIX}{name} does not end in one linear layer, so that there is no embedding to "
             f"be had; take another, such as {PREFIX}efficientnet_b0"
         )
@@ -86,12 +84,12 @@ def torchvision_backbone(name: str) -> tuple[nn.Module, int]:
 
 @functools.cache
 def check_torchvision_backbone(name: str, image_size: int) -> None:
-    """Raise ArchitectureError where `name` cannot embed images of `image_size` pixels.
+    """Raise UserError where `name` cannot embed images of `image_size` pixels.
 
     Seen by trying: the model is built, and given one black image.
     """
     if image_size < SMALLEST_IMAGE:
-        raise ArchitectureError(
+        raise UserError(
             f"{PREFIX}{name} is for images of {SMALLEST_IMAGE} pixels or more, not {image_size}; "
             "raise image_size, or take an architecture for small images, such as resnet18"
         )
@@ -102,12 +100,12 @@ def check_torchvision_backbone(name: str, image_size: int) -> None:
             shape = tuple(network.eval()(torch.zeros(1, 3, image_size, image_size)).shape)
     # Each model says in a way of its own that an image is not of the size it was made for.
     except Exception as error:
-        raise ArchitectureError(
+        raise UserError(
             f"{PREFIX}{name} does not take images of {image_size} pixels "
             f"({' '.join(str(error).split())[:120]}); most that want a size want image_size: 224"
         ) from error
     if shape != (1, size):
-        raise ArchitectureError(
+        raise UserError(
             f"{PREFIX}{name} gives {shape} in place of one embedding of {size} numbers; "
             f"take another, such as {PREFIX}efficientnet_b0"
         )

@@ -20,12 +20,11 @@ from torch import Tensor
 
 from data_sources import bundled_digits, hdf5, image_folder, medmnist_npz
 from data_sources.disk_images import release
-from data_sources.raw import DataError, DownloadError, RawSplit, RawSplits
+from data_sources.raw import RawSplit, RawSplits
 from data_sources.splitting import SplitRequest
+from errors import UserError
 
 __all__ = [
-    "DataError",
-    "DownloadError",
     "ImageStore",
     "Splits",
     "channel_histograms",
@@ -128,14 +127,14 @@ def load_splits(
     - `digits`: scikit-learn's bundled handwritten digits, which need no file.
 
     `split_seed` and the fractions serve `folder:` and `digits`, which bring no split.
-    Raises DataError (a ValueError) with a one-line message for data that cannot be used.
+    Raises UserError for data that cannot be used.
     """
     if image_size < 1:
-        raise DataError(f"image_size: {image_size} is not a size in pixels; use 28")
+        raise UserError(f"image_size: {image_size} is not a size in pixels; use 28")
     folder = Path(data_dir).expanduser()
     kind, colon, name = dataset.partition(":")
     if colon and (name in ("", ".", "..") or Path(name).name != name):
-        raise DataError(f"dataset: {dataset!r} must name something directly in {folder}; no paths")
+        raise UserError(f"dataset: {dataset!r} must name something directly in {folder}; no paths")
     split = (split_seed, validation_fraction, test_fraction)
     if dataset == "digits":
         raw = bundled_digits.load(image_size, SplitRequest(*split))
@@ -156,7 +155,7 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
     so that normalising turns it into zeros and not into NaN.
     """
     if images.numel() == 0:
-        raise DataError("channel_statistics: no images; give at least one")
+        raise UserError("channel_statistics: no images; give at least one")
     # float64 on the CPU, as some accelerators lack the type; 256 numbers a channel cost nothing.
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = torch.zeros(2, images.shape[1])
@@ -192,7 +191,7 @@ def normalise(
     the units of `channel_statistics`; keep them on the images' device to avoid a copy per batch.
     """
     if images.dtype != torch.uint8:
-        raise DataError(f"normalise: images are {images.dtype}; give uint8, normalised once only")
+        raise UserError(f"normalise: images are {images.dtype}; give uint8, normalised once only")
     mean, std = (value.to(images.device, torch.float32).view(-1, 1, 1) for value in (mean, std))
     # One multiply and one add in place on the fresh float copy, in place of two divisions.
     return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
@@ -210,7 +209,7 @@ def _checked(raw: RawSplits, image_size: int) -> Splits:
         stores[name] = ImageStore(images, labels, raw.class_names)
     if len(raw.class_names) < 2:
         found = ", ".join(map(repr, raw.class_names))
-        raise DataError(f"{raw.name}: {len(raw.class_names)} class ({found}); give two or more")
+        raise UserError(f"{raw.name}: {len(raw.class_names)} class ({found}); give two or more")
     _check_classes(raw, stores)
     return Splits(raw.name, **stores)
 
@@ -218,23 +217,23 @@ def _checked(raw: RawSplits, image_size: int) -> Splits:
 def _checked_images(split: RawSplit, size: int, channels: int | None) -> Tensor:
     images, where = split.images, split.images_from
     if images.dtype != np.uint8:
-        raise DataError(f"{where}: dtype {images.dtype}; convert the pixels to uint8, 0 to 255")
+        raise UserError(f"{where}: dtype {images.dtype}; convert the pixels to uint8, 0 to 255")
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4:
-        raise DataError(
+        raise UserError(
             f"{where}: shape {images.shape}; give [N, {size}, {size}] or [N, {size}, {size}, 3]"
         )
     if len(images) == 0:
-        raise DataError(f"{where}: no images; every split needs some")
+        raise UserError(f"{where}: no images; every split needs some")
     if images.shape[1:3] != (size, size):
-        raise DataError(
+        raise UserError(
             f"{where}: images of {images.shape[1]}x{images.shape[2]} pixels, {size}x{size} asked "
             "for; change image_size or resize them"
         )
     if images.shape[3] not in ((1, 3) if channels is None else (channels,)):
         wanted = "1 or 3" if channels is None else channels
-        raise DataError(
+        raise UserError(
             f"{where}: {images.shape[3]} channels, {wanted} expected; convert the images"
         )
     with warnings.catch_warnings():
@@ -245,17 +244,17 @@ def _checked_images(split: RawSplit, size: int, channels: int | None) -> Tensor:
 def _checked_labels(split: RawSplit, num_classes: int) -> Tensor:
     labels, where, count = split.labels, split.labels_from, len(split.images)
     if labels.shape[:1] != (count,) or labels.size != count:
-        raise DataError(
+        raise UserError(
             f"{where}: shape {labels.shape} for {count} images; give one label per image"
         )
     if labels.dtype.kind not in "iu":
-        raise DataError(
+        raise UserError(
             f"{where}: dtype {labels.dtype}, beginning {labels.reshape(-1)[:3].tolist()}; "
             "give whole numbers from 0, as an integer dtype"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise DataError(
+        raise UserError(
             f"{where}: label {low if low < 0 else high} out of range; "
             f"number the {num_classes} classes 0 to {num_classes - 1}"
         )
@@ -273,7 +272,7 @@ def _check_classes(raw: RawSplits, stores: dict[str, ImageStore]) -> None:
         absent = [cls for cls, count in zip(store.class_names, counts, strict=True) if count == 0]
         where = getattr(raw, name).labels_from
         if absent and (name != "test" or len(absent) == store.num_classes - 1):
-            raise DataError(
+            raise UserError(
                 f"{where}: no image of class {', '.join(map(repr, absent))}; "
                 "add some, or use a data set without the class"
             )

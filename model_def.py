@@ -34,17 +34,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from active_learning import ActiveLearner, Query, SimulatedOracle
-from data import DataError, ImageStore
+from data import ImageStore
+from errors import DivergedError, UserError
 from reporting.files import write_atomically
 from reporting.measures import class_measures, confusion_counts
 from reporting.round_pictures import RoundEnd, round_pictures
-from reporting.run_folder import RunFolder, RunFolderError
-from resnet_custom import PretrainedWeightsError
+from run_folder.writer import RunFolder
 from training.backbone_file import backbone_bytes
 from training.compilation import check_compilation
-from training.devices import DeviceError, check_devices
-from training.experiment_config import ConfigError, load, override, sample
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.devices import check_devices
+from training.experiment_config import load, override, sample
+from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.metrics import classification_metrics
 from training.ranks import Ranks
@@ -336,7 +336,7 @@ class _Callback(pytorch.PyTorchCallback):
         # Before the checkpoint, so that a diverged network never replaces a good one.
         if not np.isfinite(avg_metrics["loss"]):
             learner = self.trial.learner
-            raise TrainingDivergedError(
+            raise DivergedError(
                 f"the training loss is {avg_metrics['loss']} in round {learner.pool.rounds - 1}, "
                 f"by step {learner.step}; lower hyperparameters.learning_rate: "
                 f"{learner.hp.learning_rate} (the last good checkpoint: {self.last_checkpoint})"
@@ -366,10 +366,6 @@ class _AlreadyFinishedError(Exception):
     """Leaves the trainer before its first step: the checkpoint is the end of its run."""
 
 
-class TrainingDivergedError(RuntimeError):
-    """The training loss is no longer a number."""
-
-
 def trial_on_cluster() -> det.ClusterInfo | None:
     """What the cluster says of the trial that this process runs.
 
@@ -380,12 +376,12 @@ def trial_on_cluster() -> det.ClusterInfo | None:
 
 
 def check_hyperparameters(values: Mapping[str, Any], ranks: int) -> Hyperparameters:
-    """Validated hyperparameters, or HyperparameterError for those that make no trial."""
+    """Validated hyperparameters, or UserError for those that make no trial."""
     hyperparameters = Hyperparameters.from_mapping(values)
     for name in ("batch_size", "self_supervised_batch_size"):
         size = getattr(hyperparameters, name)
         if size % ranks:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.{name}: {size} cannot be shared by {ranks} processes; "
                 f"make it a multiple of {ranks}"
             )
@@ -400,7 +396,7 @@ def _refused_as_invalid_hp() -> Iterator[None]:
     """
     try:
         yield
-    except (HyperparameterError, TrainingDivergedError) as error:
+    except (UserError, DivergedError) as error:
         logger.error("%s", error)
         raise det.InvalidHP(str(error)) from error
 
@@ -441,7 +437,7 @@ def pretrain(trial: PathMNISTTrial, checkpoint: str | None) -> tuple[bool, str |
             metrics = work.report()
             trial.report_pretraining(metrics)
             if not np.isfinite(metrics["loss"]):
-                raise TrainingDivergedError(
+                raise DivergedError(
                     f"the self-supervised loss is {metrics['loss']} by step {work.step}; lower "
                     "hyperparameters.self_supervised_learning_rate: "
                     f"{trial.hp.self_supervised_learning_rate}"
@@ -525,7 +521,7 @@ def run_on_cluster(info: det.ClusterInfo) -> None:
     slots = int(info.trial._config["resources"].get("slots_per_trial", 1))
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks > max(slots, 1):
-        raise DeviceError(
+        raise UserError(
             f"resources.slots_per_trial: {slots}, and {ranks} processes were started; raise it, "
             "or leave their number to determined.launch.torch_distributed"
         )
@@ -595,9 +591,9 @@ class _RunFolderCheckpoints(core.DummyCheckpointContext):
             raise _not_written("a checkpoint", self.folder, error) from error
 
 
-def _not_written(what: str, folder: Path, error: Exception) -> RunFolderError:
+def _not_written(what: str, folder: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-    return RunFolderError(
+    return UserError(
         f"{folder}: {what} cannot be written ({reason}); free some space, then go on with: "
         f"python model_def.py --resume {folder}"
     )
@@ -663,7 +659,7 @@ def run_locally(arguments: argparse.Namespace) -> None:
             raise
         except OSError as error:
             raise _not_written(str(error.filename or "a file"), path, error) from error
-        except ERRORS:
+        except UserError:
             if folder is not None and resumed is None:
                 folder.discard_unless_begun()
             raise
@@ -687,7 +683,7 @@ def _drawn(config: dict[str, Any], chief: bool) -> dict[str, Any]:
     """`config` with one value for each hyperparameter that a search would choose."""
     seed = (config.get("reproducibility") or {}).get("experiment_seed")
     if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
-        raise ConfigError(
+        raise UserError(
             f"reproducibility.experiment_seed: {seed!r} is no whole number from 0 to 2**31 - 1; "
             "give one, such as 0"
         )
@@ -800,23 +796,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-# What a user can mend; each is one line that names the thing, its value and the remedy.
-ERRORS = (
-    ConfigError,
-    HyperparameterError,
-    DataError,
-    DeviceError,
-    RunFolderError,
-    PretrainedWeightsError,
-)
-
-
 def _print_error(error: Exception) -> None:
     """One line on stderr; where all ranks have met the same mistake, one for all of them.
 
     torchrun ends every rank as soon as one is gone, so none leaves before the line is out.
     """
-    together = isinstance(error, (ConfigError, HyperparameterError)) and (
+    together = isinstance(error, UserError) and (
         torch.distributed.is_available() and torch.distributed.is_initialized()
     )
     if not together or torch.distributed.get_rank() == 0:
@@ -836,16 +821,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             logging.getLogger("determined").setLevel(logging.WARNING)
             run_locally(arguments)
-    except ERRORS as error:
+    except UserError as error:
         if arguments.traceback:
             raise
         _print_error(error)
         return 2
-    except TrainingDivergedError as error:
-        if arguments.traceback:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
     except KeyboardInterrupt:
         return 130
     return 0

@@ -20,30 +20,26 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from backbones import (
     PREFIX,
-    ArchitectureError,
     check_torchvision_backbone,
     torchvision_backbone,
     torchvision_names,
     vgg16,
 )
+from errors import UserError
 
 RESNETS = ("resnet18", "resnet34", "resnet50")
 SMALL = ("small_resnet", "small_cnn")  # our own; nobody has pretrained them
 ARCHITECTURES = (*RESNETS, *SMALL, "vgg16")  # and torchvision:NAME
 
 
-class PretrainedWeightsError(RuntimeError):
-    """ImageNet weights were asked for and cannot be had on this machine."""
-
-
 def check_architecture(architecture: str, image_size: int) -> None:
-    """Raise ArchitectureError where there is no such network for images of `image_size` pixels."""
+    """Raise UserError where there is no such network for images of `image_size` pixels."""
     if architecture in ARCHITECTURES:
         return
     models = [PREFIX + name for name in torchvision_names()]
     if architecture not in models:
         near = difflib.get_close_matches(architecture, [*ARCHITECTURES, *models], n=1)
-        raise ArchitectureError(
+        raise UserError(
             f"{architecture!r} is unknown{f' (did you mean {near[0]}?)' if near else ''}; allowed "
             f"are {', '.join(ARCHITECTURES)}, and {PREFIX}NAME for a model of torchvision's"
         )
@@ -64,8 +60,8 @@ class SplitNetwork(nn.Module):
             mode, so that its BatchNorm statistics stay as well.
 
     Raises:
-        ArchitectureError: the network cannot be split in two.
-        PretrainedWeightsError: the ImageNet weights cannot be had on this machine.
+        UserError: the network cannot be split in two.
+        UserError: the ImageNet weights cannot be had on this machine.
 
     Architecture: He et al. 2016 (doi 10.1109/CVPR.2016.90).
     """
@@ -225,7 +221,7 @@ def _imagenet_weights(architecture: str) -> dict[str, Tensor]:
     try:
         state = weights.get_state_dict(progress=True, check_hash=True)
     except OSError as error:  # urllib's errors are OSErrors
-        raise PretrainedWeightsError(
+        raise UserError(
             f"pretrained: true, but the ImageNet weights of {architecture} cannot be loaded "
             f"({error}): put {weights.url} into {torch.hub.get_dir()}/checkpoints, "
             "or set pretrained: false"

@@ -36,10 +36,11 @@ import numpy as np
 import torch
 
 from active_learning import ActiveLearner, SimulatedOracle, run
-from data import DataError, Splits
+from data import Splits
+from errors import UserError
 from reporting.files import csv_text, write_atomically
-from training.experiment_config import ConfigError, load, override
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.experiment_config import load, override
+from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 
 ALL_LABELS = "all labels"
@@ -69,18 +70,18 @@ class Study:
 
 
 def read_study(config: Path, settings: list[str]) -> Study:
-    """The grid in `config` after `settings`, or ConfigError for one that is none."""
+    """The grid in `config` after `settings`, or UserError for one that is none."""
     values = dict(override(load(config), settings)["hyperparameters"])
     grid = []
     for name in GRID:
         value = values.pop(name, None)
         choices = value.get("vals") if isinstance(value, dict) else [value]
         if not isinstance(choices, list) or not choices:
-            raise ConfigError(f"hyperparameters.{name}: {value!r} is no choice; list them in vals")
+            raise UserError(f"hyperparameters.{name}: {value!r} is no choice; list them in vals")
         grid.append(choices)
     ranges = [name for name, value in values.items() if isinstance(value, dict)]
     if ranges:
-        raise ConfigError(
+        raise UserError(
             f"hyperparameters.{ranges[0]}: a range; of a comparison only query_strategy and seed "
             "may be ranges, so give it one value"
         )
@@ -175,7 +176,7 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
     then = json.loads(file.read_text(encoding="utf-8"))["hyperparameters"]
     for name in sorted({*then, *settings}):
         if then.get(name) != settings.get(name):
-            raise ConfigError(
+            raise UserError(
                 f"hyperparameters.{name}: {settings.get(name)!r}, but the runs in {folder} had "
                 f"{then.get(name)!r}; set it back, or give another --output"
             )
@@ -201,7 +202,7 @@ def main(argv: list[str] | None = None) -> int:
             study.values["data_dir"] = arguments.data_dir
         reading = {**study.values, "query_strategy": "random", "seed": 0}
         load_data(Hyperparameters.from_mapping(reading))
-    except (ConfigError, DataError, HyperparameterError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     done = {(row["strategy"], int(row["seed"])) for row in rows}

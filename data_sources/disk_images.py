@@ -24,7 +24,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from data_sources.raw import MAX_ARRAY_BYTES, DataError, describe_os_error
+from data_sources.raw import MAX_ARRAY_BYTES, describe_os_error
+from errors import UserError
 
 # Of the memory there is, for images read into it: they are there twice while a store is made, and
 # data-parallel ranks read one copy each.
@@ -67,7 +68,7 @@ def mapped_images(
     writes while others wait. In it, images lie channels first, as stores hold them.
 
     Raises:
-        DataError: it cannot be written.
+        UserError: it cannot be written.
     """
     count, height, width, channels = shape
     stat = source.stat()
@@ -86,7 +87,7 @@ def mapped_images(
             mapping = mmap.mmap(opened.fileno(), size, access=mmap.ACCESS_READ)
     except (OSError, NotImplementedError) as error:  # the latter: no locks on this file system
         reason = describe_os_error(error) if isinstance(error, OSError) else error
-        raise DataError(
+        raise UserError(
             f"{file}: {size / 2**30:.1f} GiB of images, too many for memory, cannot be kept there "
             f"({reason}); set data_dir to a copy of the data in a folder that can be written"
         ) from error

@@ -13,7 +13,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from data_sources.raw import DownloadError, describe_os_error
+from data_sources.raw import describe_os_error
+from errors import DownloadError
 
 CONNECT_SECONDS = 10  # also the longest silence allowed between two reads
 LOCK_SECONDS = 3600  # another process may be fetching a large file over a slow line

@@ -11,15 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sources.disk_images import fits_in_memory, mapped_images
-from data_sources.raw import (
-    MAX_ARRAY_BYTES,
-    DataError,
-    RawSplit,
-    RawSplits,
-    check_memory,
-    describe_os_error,
-)
+from data_sources.raw import MAX_ARRAY_BYTES, RawSplit, RawSplits, check_memory, describe_os_error
 from data_sources.resizing import resize
+from errors import UserError
 
 BLOCK_BYTES = 32 * 2**20  # read and resized at a time, through a float32 copy
 MAX_IMAGE_BYTES = 2**28  # of one image as it is stored
@@ -38,7 +32,7 @@ def load(name: str, data_dir: Path, image_size: int) -> RawSplits:
     try:
         import h5py  # noqa: F401
     except ImportError as error:
-        raise DataError(f"hdf5:{name} needs the package h5py; pip install h5py") from error
+        raise UserError(f"hdf5:{name} needs the package h5py; pip install h5py") from error
     paths = {split: data_dir / f"{name}_{word}_x.h5" for split, word in SPLITS.items()}
     in_memory = fits_in_memory(sum(_image_bytes(path, image_size) for path in paths.values()))
     splits = {}
@@ -106,39 +100,39 @@ def _dataset(file: Any, path: Path, key: str) -> Any:
     dataset = file.get(key)
     if not isinstance(dataset, h5py.Dataset):
         found = ", ".join(map(repr, file)) or "nothing"
-        raise DataError(f"{path}: no data set {key!r} (found: {found}); rename yours")
+        raise UserError(f"{path}: no data set {key!r} (found: {found}); rename yours")
     if file.get(key, getlink=True, getclass=True) is h5py.ExternalLink or dataset.external:
-        raise DataError(f"{path}: {key}: its values lie in another file; copy them into this one")
+        raise UserError(f"{path}: {key}: its values lie in another file; copy them into this one")
     return dataset
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The open h5py.File; whatever goes wrong with it becomes a DataError."""
+    """The open h5py.File; whatever goes wrong with it becomes a UserError."""
     import h5py
 
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except DataError:
+    except UserError:
         raise
     # h5py raises OSError for most damage, and KeyError, RuntimeError, ValueError for the rest.
     except Exception as error:
         raise _unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> DataError:
+def _unreadable(path: Path, error: Exception) -> UserError:
     if isinstance(error, OSError) and error.errno:
         reason = describe_os_error(error)
     else:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return DataError(f"{path}: cannot be read ({reason}); put a whole file there")
+    return UserError(f"{path}: cannot be read ({reason}); put a whole file there")
 
 
 def _read_labels(dataset: Any, where: str) -> NDArray[np.generic]:
     too_many = dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES
     if too_many or dataset.dtype.kind not in "iu":
-        raise DataError(
+        raise UserError(
             f"{where}: {dataset.dtype} of shape {dataset.shape}; give one whole number per image"
         )
     return np.asarray(dataset[()])
@@ -156,14 +150,14 @@ def _read_images(dataset: Any, size: int, where: str) -> NDArray[np.uint8]:
 
 
 def _resized_shape(dataset: Any, size: int, where: str) -> tuple[int, int, int, int]:
-    """[N, size, size, C]; DataError where the data set does not hold images."""
+    """[N, size, size, C]; UserError where the data set does not hold images."""
     if dataset.dtype != np.uint8 or dataset.ndim not in (3, 4) or 0 in dataset.shape:
-        raise DataError(
+        raise UserError(
             f"{where}: {dataset.dtype} of shape {dataset.shape}; "
             "give images as uint8 [N, H, W] or [N, H, W, C]"
         )
     if dataset.size // dataset.shape[0] > MAX_IMAGE_BYTES:
-        raise DataError(
+        raise UserError(
             f"{where}: one image of {dataset.shape[2]}x{dataset.shape[1]} pixels; "
             "cut it into smaller ones"
         )

@@ -11,7 +11,8 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from data_sources.npz import read_npz
-from data_sources.raw import DataError, describe_os_error
+from data_sources.raw import describe_os_error
+from errors import UserError
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ def _read(cache: Path, key: str) -> Images | None:
         return read_npz(cache, ["images"], "it is made again")["images"].astype(
             np.uint8, casting="no", copy=False
         )
-    except (DataError, OSError, TypeError) as error:
+    except (UserError, OSError, TypeError) as error:
         logger.warning("cache ignored: %s", error)
         return None
 

@@ -17,8 +17,9 @@ from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from data_sources.image_cache import cached_images
-from data_sources.raw import DataError, RawSplit, RawSplits, check_memory, describe_os_error
+from data_sources.raw import RawSplit, RawSplits, check_memory, describe_os_error
 from data_sources.splitting import SplitRequest, duplicate_groups, stratified_split
+from errors import UserError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 # Only these parsers are tried, whatever a file is called.
@@ -45,7 +46,7 @@ def load(name: str, data_dir: Path, image_size: int, request: SplitRequest) -> R
 
     One channel if every image is grey, else three. Resized whole, so without keeping the aspect
     ratio. Decoded arrays are cached in `data_dir/.cache`. Images that come out equal share a
-    split. Raises DataError for a missing folder, an unreadable image or a class too small.
+    split. Raises UserError for a missing folder, an unreadable image or a class too small.
     """
     root = data_dir / name
     listing = _list_images(root)
@@ -71,7 +72,7 @@ def _list_images(root: Path) -> _Listing:
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = describe_os_error(error) if isinstance(error, OSError) else "a loop of links"
         where = getattr(error, "filename", None) or root
-        raise DataError(
+        raise UserError(
             f"{where}: cannot be read ({reason}); {root} must hold one folder of images per class"
         ) from error
 
@@ -79,7 +80,7 @@ def _list_images(root: Path) -> _Listing:
 def _walk(root: Path, real_root: Path) -> _Listing:
     folders = [entry for entry in _entries(root, real_root) if entry.is_dir()]
     if len(folders) < 2:
-        raise DataError(
+        raise UserError(
             f"{root}: {len(folders)} class folders; make one folder of images for each class"
         )
     paths: list[Path] = []
@@ -94,7 +95,7 @@ def _walk(root: Path, real_root: Path) -> _Listing:
                 labels.append(label)
                 stamps.append((f"{folder.name}/{entry.name}", stat.st_size, stat.st_mtime_ns))
         if len(paths) == before:
-            raise DataError(
+            raise UserError(
                 f"{folder.path}: no image ({', '.join(sorted(SUFFIXES))}); "
                 "add some or remove the folder"
             )
@@ -116,7 +117,7 @@ def _entries(folder: Path, real_root: Path) -> Iterator[os.DirEntry[str]]:
         if entry.is_symlink():
             target = Path(entry.path).resolve(strict=True)
             if not target.is_relative_to(real_root):
-                raise DataError(
+                raise UserError(
                     f"{entry.path}: link leads out of the data set, to {target}; "
                     "copy the images into the folder"
                 )
@@ -149,7 +150,7 @@ def _decode_all(paths: Sequence[Path], size: int) -> NDArray[np.uint8]:
 def decode(path: Path, size: int) -> NDArray[np.uint8]:
     """One image, upright, uint8 `[size, size, 1]` if it is grey, else `[size, size, 3]`.
 
-    Raises DataError for a file that is not an 8-bit PNG, JPEG, TIFF or BMP image of one page.
+    Raises UserError for a file that is not an 8-bit PNG, JPEG, TIFF or BMP image of one page.
     """
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -163,7 +164,7 @@ def decode(path: Path, size: int) -> NDArray[np.uint8]:
     # PIL's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise DataError(f"{path}: unusable image ({reason}); replace or remove it") from error
+        raise UserError(f"{path}: unusable image ({reason}); replace or remove it") from error
     pixels: NDArray[np.uint8] = np.asarray(resized, dtype=np.uint8)
     return pixels.reshape(size, size, -1)
 

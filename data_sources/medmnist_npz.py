@@ -12,7 +12,8 @@ from typing import Any
 
 from data_sources.download import download_once
 from data_sources.npz import read_npz
-from data_sources.raw import DataError, RawSplit, RawSplits, describe_os_error
+from data_sources.raw import RawSplit, RawSplits, describe_os_error
+from errors import UserError
 
 FILE_SUFFIX = {28: "", 64: "_64"}
 SPLITS = ("train", "val", "test")
@@ -25,13 +26,13 @@ def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplit
     """
     info = _info(flag)
     if image_size not in FILE_SUFFIX:
-        raise DataError(f"image_size: {flag} comes in sizes 28 and 64, not {image_size}; use 28")
+        raise UserError(f"image_size: {flag} comes in sizes 28 and 64, not {image_size}; use 28")
     suffix = FILE_SUFFIX[image_size]
     path = data_dir / f"{flag}{suffix}.npz"
     url = info[f"url{suffix}"]
     if not _exists(path):
         if not download:
-            raise DataError(f"{path}: no such file, and download is off; get it from {url}")
+            raise UserError(f"{path}: no such file, and download is off; get it from {url}")
         download_once(url, info[f"MD5{suffix}"], path)
     keys = [f"{split}_{part}" for split in SPLITS for part in ("images", "labels")]
     arrays = read_npz(path, keys, f"remove the file, or replace it with {url}")
@@ -55,7 +56,7 @@ def _info(flag: str) -> dict[str, Any]:
     try:
         from medmnist import INFO
     except ImportError as error:
-        raise DataError(f"{flag}: needs the package medmnist; pip install medmnist") from error
+        raise UserError(f"{flag}: needs the package medmnist; pip install medmnist") from error
 
     usable = sorted(
         name
@@ -67,26 +68,26 @@ def _info(flag: str) -> dict[str, Any]:
         return info
     if flag in INFO:
         kind = "three-dimensional" if flag.endswith("3d") else "multi-label"
-        raise DataError(
+        raise UserError(
             f"dataset: {flag} is {kind}, this package classifies 2-D images with one label each; "
             f"choose one of {', '.join(usable)}"
         )
     other = ["digits", "folder:NAME", "hdf5:NAME"]
     nearest = difflib.get_close_matches(flag.lower(), usable + other, n=1)
     hint = f"did you mean {nearest[0]!r}? known" if nearest else "choose one of"
-    raise DataError(f"dataset: unknown name {flag!r}; {hint}: {', '.join(usable + other)}")
+    raise UserError(f"dataset: unknown name {flag!r}; {hint}: {', '.join(usable + other)}")
 
 
 def _exists(path: Path) -> bool:
-    """Whether `path` is there. Raises DataError where its folder cannot serve at all."""
+    """Whether `path` is there. Raises UserError where its folder cannot serve at all."""
     try:
         if path.parent.exists() and not path.parent.is_dir():
-            raise DataError(f"data_dir: {path.parent} is a file; give a folder")
+            raise UserError(f"data_dir: {path.parent} is a file; give a folder")
         path.stat()
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise DataError(
+        raise UserError(
             f"{path}: cannot be reached ({describe_os_error(error)}); "
             "give a data_dir that can be read"
         ) from error

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from data_sources.raw import MAX_ARRAY_BYTES, DataError, describe_os_error
+from data_sources.raw import MAX_ARRAY_BYTES, describe_os_error
+from errors import UserError
 
 # Images that anyone has looked at never shrink to so little; what does is made to fill memory.
 BOMB_RATIO = 400
@@ -23,13 +24,13 @@ def read_npz(path: Path, keys: Iterable[str] | None, remedy: str) -> dict[str, N
     """The arrays `keys` of the .npz at `path`, or all for None, whatever their dtypes and shapes.
 
     `remedy` ends each message, as only the caller knows where a good file comes from.
-    Raises DataError, naming file and key, for anything that cannot be read.
+    Raises UserError, naming file and key, for anything that cannot be read.
     """
     try:
         with path.open("rb") as file:
             return _read_archive(file, path, keys, remedy)
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({describe_os_error(error)}); {remedy}") from error
+        raise UserError(f"{path}: cannot be read ({describe_os_error(error)}); {remedy}") from error
 
 
 def _read_archive(
@@ -39,7 +40,7 @@ def _read_archive(
         archive = zipfile.ZipFile(file)
     # A damaged directory makes zipfile raise far more than BadZipFile (struct, Unicode, overflow).
     except Exception as error:
-        raise DataError(f"{path}: not a whole .npz file ({_line(error)}); {remedy}") from error
+        raise UserError(f"{path}: not a whole .npz file ({_line(error)}); {remedy}") from error
     with archive:
         members = set(archive.namelist())
         if keys is None:
@@ -47,7 +48,7 @@ def _read_archive(
         missing = [key for key in keys if f"{key}.npy" not in members]
         if missing:
             found = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])
-            raise DataError(
+            raise UserError(
                 f"{path}: lacks {', '.join(missing)} (found: {found or 'nothing'}); {remedy}"
             )
         arrays = {}
@@ -59,7 +60,7 @@ def _read_archive(
             # Decompression and numpy's header parser raise a dozen types on bad bytes; what a
             # user needs to know is the same for all of them.
             except Exception as error:
-                raise DataError(f"{path}: {key} {_line(error)}; {remedy}") from error
+                raise UserError(f"{path}: {key} {_line(error)}; {remedy}") from error
     return arrays
 
 

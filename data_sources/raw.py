@@ -7,17 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from errors import UserError
+
 # Far above any set this package is meant for (PatchCamelyon at 96x96, the largest, has 7.2 GB),
 # far below what a forged header can claim.
 MAX_ARRAY_BYTES = 8 * 2**30
-
-
-class DataError(ValueError):
-    """The data cannot be used. One line: the thing, the value found, the remedy."""
-
-
-class DownloadError(DataError):
-    """The data are not there, and cannot be downloaded either."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +45,10 @@ def describe_os_error(error: OSError) -> str:
 
 
 def check_memory(where: str, count: int, image_size: int, channels: int) -> None:
-    """Raise DataError where so many images of that size are more than one array may hold."""
+    """Raise UserError where so many images of that size are more than one array may hold."""
     needed = count * image_size * image_size * channels
     if needed > MAX_ARRAY_BYTES:
-        raise DataError(
+        raise UserError(
             f"{where}: {count} images of {image_size}x{image_size} pixels take {needed / 2**30:.1f}"
             f" GiB (limit {MAX_ARRAY_BYTES / 2**30:.0f}); lower image_size"
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from data_sources.raw import DataError
+from errors import UserError
 
 Indices = NDArray[np.int64]
 
@@ -26,14 +26,14 @@ class SplitRequest:
         for name in ("validation_fraction", "test_fraction"):
             value = getattr(self, name)
             if not 0 < value < 1:
-                raise DataError(f"{name}: {value} is not between 0 and 1; 0.1 is usual")
+                raise UserError(f"{name}: {value} is not between 0 and 1; 0.1 is usual")
         if self.validation_fraction + self.test_fraction >= 1:
-            raise DataError(
+            raise UserError(
                 f"validation_fraction {self.validation_fraction} and test_fraction "
                 f"{self.test_fraction} leave nothing to train on; make their sum less than 1"
             )
         if self.seed < 0:
-            raise DataError(f"split_seed: {self.seed} is negative; use 0 or more")
+            raise UserError(f"split_seed: {self.seed} is negative; use 0 or more")
 
 
 def duplicate_groups(images: NDArray[np.uint8]) -> Indices:
@@ -57,7 +57,7 @@ def stratified_split(
     """Indices of the train, validation and test images, each sorted: three int64 arrays.
 
     Images of one group (labelled alike or not) always share a split; a group counts towards the
-    class of its first image. Every class reaches every split. Raises DataError for a class with
+    class of its first image. Every class reaches every split. Raises UserError for a class with
     too few distinct images for that.
     """
     _, first, group_of, sizes = np.unique(
@@ -69,7 +69,7 @@ def stratified_split(
     for label, name in enumerate(class_names):
         members = np.flatnonzero(group_labels == label)
         if len(members) < 3:
-            raise DataError(
+            raise UserError(
                 f"class {name!r}: {len(members)} distinct images, at least 3 are needed (one each "
                 "for train, validation and test); add images or remove the class"
             )

@@ -7,7 +7,7 @@ from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 from torch import Tensor
 
-from reporting.evaluation_figures import embedding_map
+from reporting.prediction_figures import embedding_map
 from training.inference import Inference
 from training.seeds import derive_seed, make_generator
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from reporting import evaluation_figures as figures
+from reporting import prediction_figures as figures
 from reporting.calibration import fit_temperature
 from reporting.figures import contact_sheet
 from reporting.galleries import Predictions, attention, card_sheet, mistakes

@@ -29,8 +29,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import determined as det
 
-from benchmarks import processes
 from tests.container.sitecustomize import relocate
+from tests.reliability import processes
 
 TOKEN = "the-session-token"
 TOKEN_HEADER = "Grpc-Metadata-x-allocation-token"

@@ -17,8 +17,8 @@ from typing import Any
 
 from medmnist import INFO
 
-from benchmarks.processes import SCRIPT
 from tests.kill_points import KillPoint
+from tests.reliability.processes import SCRIPT
 from training.metrics import TrainingMeter
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torchvision.models import vgg
 
 from active_learning import ActiveLearner, SimulatedOracle
-from backbones import ArchitectureError, check_torchvision_backbone
+from backbones import check_torchvision_backbone
 from data import ImageStore
+from errors import UserError
 from reporting.grad_cam import grad_cam
 from resnet_custom import SplitNetwork
 from tests.conftest import small_values
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.hyperparameters import Hyperparameters
 from training.optimisation import shrink_and_perturb
 
 SIZE = 64
@@ -246,7 +247,7 @@ class TestRefused:
         ],
     )
     def test_what_cannot_be_split(self, name: str, size: int, message: str) -> None:
-        with pytest.raises(ArchitectureError, match=f"^torchvision:{name} .*{message}"):
+        with pytest.raises(UserError, match=f"^torchvision:{name} .*{message}"):
             check_torchvision_backbone(name, size)
 
     @pytest.mark.parametrize(
@@ -264,7 +265,7 @@ class TestRefused:
         ],
     )
     def test_hyperparameters(self, changes: dict[str, Any], message: str) -> None:
-        with pytest.raises(HyperparameterError, match=message):
+        with pytest.raises(UserError, match=message):
             Hyperparameters.from_mapping(small_values(**changes))
 
 

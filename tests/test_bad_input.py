@@ -26,12 +26,11 @@ from PIL import Image
 
 import model_def
 from active_learning import ActiveLearner
-from benchmarks import processes
-from data import DataError
 from data_sources import npz
 from data_sources.hdf5 import read_images as read_hdf5
 from data_sources.image_folder import decode
-from reporting.run_folder import RunFolder, RunFolderError
+from errors import UserError
+from run_folder.writer import RunFolder
 from tests.bad_input_cases import CASES
 from tests.bad_input_makers import (
     FLAG,
@@ -48,10 +47,9 @@ from tests.bad_input_makers import (
     write_config,
 )
 from tests.conftest import small_values
+from tests.reliability import processes
 from training import experiment_config
-from training.devices import DeviceError, check_devices
-from training.experiment_config import ConfigError
-from training.hyperparameters import HyperparameterError
+from training.devices import check_devices
 
 
 @pytest.fixture(autouse=True)
@@ -210,7 +208,7 @@ def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int
 
 def test_gpus_of_a_cluster_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="slots_per_trial: 2 GPUs assigned, none that torch"):
+    with pytest.raises(UserError, match="slots_per_trial: 2 GPUs assigned, none that torch"):
         check_devices({}, 2, 1)
     check_devices({"CUDA_VISIBLE_DEVICES": "-1"}, 0, 4)
 
@@ -233,7 +231,7 @@ YAML_VALUES = st.recursive(
 @given(name=st.sampled_from(sorted(small_values())), value=YAML_VALUES)
 def test_any_value_in_a_configuration_is_used_or_refused(name: str, value: Any) -> None:
     write_config(config_of(**{name: value}))
-    with contextlib.suppress(ConfigError, HyperparameterError):
+    with contextlib.suppress(UserError):
         config = experiment_config.load(Path("config.yaml"))
         values, _ = experiment_config.sample(config["hyperparameters"], 0)
         model_def.check_hyperparameters(values, 1)
@@ -245,7 +243,7 @@ def test_a_damaged_image_is_decoded_or_refused(content: st.DataObject) -> None:
     kind = content.draw(st.sampled_from(["PNG", "JPEG", "TIFF", "BMP"]))
     Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save("image.png", kind)
     damage(Path("image.png"), content, 60)
-    with contextlib.suppress(DataError):
+    with contextlib.suppress(UserError):
         assert decode(Path("image.png"), 8).shape[:2] == (8, 8)
 
 
@@ -257,7 +255,7 @@ def test_a_damaged_hdf5_file_is_read_or_refused(content: st.DataObject) -> None:
     with h5py.File("images.h5", "w") as file:
         file["x"] = np.zeros((4, 8, 8), dtype=np.uint8)
     damage(Path("images.h5"), content, 400)
-    with contextlib.suppress(DataError):
+    with contextlib.suppress(UserError):
         read_hdf5(Path("images.h5"), 8)
 
 
@@ -272,7 +270,7 @@ def test_a_damaged_run_folder_is_opened_or_refused(content: st.DataObject) -> No
     Path(RUN, "queries.csv").write_text("round,index,label,class,uncertainty\n0,5,1,one,\n")
     names = ["checkpoints.json", "metrics.csv", "queries.csv", "run.json", "config.yaml"]
     damage(Path(RUN, content.draw(st.sampled_from(names))), content, 10**6)
-    with contextlib.suppress(RunFolderError):
+    with contextlib.suppress(UserError):
         folder, _ = RunFolder.open(Path(RUN))
         folder.latest_checkpoint()
 

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from errors import UserError
 from tests.test_learner import Build, assert_same, weights
 from training.balance import balanced_order, class_weights, weighted_cross_entropy
-from training.hyperparameters import HyperparameterError
 
 LABELS = torch.tensor([3, 3, 3, 3, 3, 3, 0, 0, 5])  # six of class 3, two of class 0, one of class 5
 
@@ -120,5 +120,5 @@ def test_the_weighted_loss_is_trained_on(make_learner: Build) -> None:
 
 
 def test_both_at_once_are_refused(make_learner: Build) -> None:
-    with pytest.raises(HyperparameterError, match=r"class_weighted_loss: .* twice; set one"):
+    with pytest.raises(UserError, match=r"class_weighted_loss: .* twice; set one"):
         make_learner(class_balanced_batches=True, class_weighted_loss=True)

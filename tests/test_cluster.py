@@ -20,9 +20,9 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks import processes
 from tests.conftest import ROOT, small_values
 from tests.fake_master import FakeMaster, Report, Request, Trial, enter_container
+from tests.reliability import processes
 
 BATCHES_PER_ROUND, REPORTING_PERIOD = 5, 2
 LABELS = (10, 16, 22)  # after each round

@@ -17,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medmnist import INFO
 
-from data import DataError, ImageStore, Splits, channel_statistics, load_splits, normalise
+from data import ImageStore, Splits, channel_statistics, load_splits, normalise
+from errors import UserError
 from tests.bad_input_makers import as_npz, good_arrays, plain_user
 
 Arrays = dict[str, Any]
@@ -30,7 +31,7 @@ def load(dataset: str, data_dir: str | Path, image_size: int = 28, **changes: An
     return load_splits(dataset, data_dir, image_size=image_size, **options)
 
 
-def one_line(error: pytest.ExceptionInfo[DataError]) -> str:
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
     message = str(error.value)
     assert "\n" not in message
     return message
@@ -83,7 +84,7 @@ def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
 def test_every_set_by_name(tmp_path: Path, flag: str) -> None:
     info = INFO[flag]
     if flag == "chestmnist":
-        with pytest.raises(DataError, match=r"chestmnist is multi-label.*choose one of bloodmnist"):
+        with pytest.raises(UserError, match=r"chestmnist is multi-label.*choose one of bloodmnist"):
             load(flag, tmp_path)
         return
     classes, colour = len(info["label"]), (3,) if info["n_channels"] == 3 else ()
@@ -129,7 +130,7 @@ def test_random_bytes_raise_nothing_else(
                 archive.writestr(f"{key}.npy", b"\x93NUMPY\x01\x00" + content)
         content = file.getvalue()
     (folder / f"{FLAG}.npz").write_bytes(content)
-    with pytest.raises(DataError):
+    with pytest.raises(UserError):
         load(FLAG, folder)
 
 
@@ -147,7 +148,7 @@ def test_a_damaged_file_raises_nothing_else(
         end = data.draw(st.sampled_from([200, len(content)]))
         content[data.draw(st.integers(0, end - 1))] = data.draw(st.integers(0, 255))
     (folder / f"{FLAG}.npz").write_bytes(content)
-    with suppress(DataError):
+    with suppress(UserError):
         load(FLAG, folder)
 
 
@@ -155,7 +156,7 @@ def test_a_damaged_file_raises_nothing_else(
 
 
 def test_a_missing_file_without_download_says_where_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         load(FLAG, tmp_path / "none")
     assert f"{tmp_path}/none/{FLAG}.npz: no such file" in one_line(error)
     assert INFO[FLAG]["url"] in one_line(error)
@@ -164,7 +165,7 @@ def test_a_missing_file_without_download_says_where_to_get_it(tmp_path: Path) ->
 @pytest.mark.parametrize("below", ["", "new"])
 def test_a_download_into_a_folder_without_write_permission(public_dir: Path, below: str) -> None:
     public_dir.chmod(0o555)
-    with plain_user(), pytest.raises(DataError, match="Permission denied: ") as error:
+    with plain_user(), pytest.raises(UserError, match="Permission denied: ") as error:
         load(FLAG, public_dir / below, download=True)
     assert f"by hand and save it as {public_dir / below / FLAG}.npz" in one_line(error)
 
@@ -196,7 +197,7 @@ def test_digits_need_no_file_and_split_the_same_each_time(tmp_path: Path) -> Non
 def test_a_split_that_cannot_be_made(
     tmp_path: Path, changes: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         load("digits", tmp_path, **changes)
     assert expected in one_line(error)
 
@@ -282,7 +283,7 @@ def test_a_constant_channel_normalises_to_zeros() -> None:
 
 
 def test_no_images_have_no_statistics() -> None:
-    with pytest.raises(DataError, match="no images"):
+    with pytest.raises(UserError, match="no images"):
         channel_statistics(torch.zeros(0, 3, 28, 28, dtype=torch.uint8))
 
 
@@ -309,5 +310,5 @@ def test_normalise_keeps_the_memory_format_and_its_input() -> None:
 
 
 def test_normalising_twice_is_refused() -> None:
-    with pytest.raises(DataError, match=r"torch\.float32"):
+    with pytest.raises(UserError, match=r"torch\.float32"):
         normalise(torch.zeros(1, 1, 2, 2), torch.zeros(1), torch.ones(1))

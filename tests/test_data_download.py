@@ -18,8 +18,9 @@ import pytest
 from filelock import FileLock
 from medmnist import INFO
 
-from data import DownloadError, Splits, load_splits
+from data import Splits, load_splits
 from data_sources import download
+from errors import DownloadError
 
 FLAG = "breastmnist"
 ROOT = Path(__file__).parents[1]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import DataError, Splits, load_splits
+from data import Splits, load_splits
 from data_sources import image_folder
+from errors import UserError
 
 SIZE = 12
 
@@ -30,7 +31,7 @@ def load(data_dir: Path, image_size: int = SIZE) -> Splits:
 
 
 def failure(data_dir: Path) -> str:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(UserError) as error:
         load(data_dir)
     message = str(error.value)
     assert "\n" not in message
@@ -179,7 +180,7 @@ def test_broken_links_are_named(data_dir: Path, target: str) -> None:
 
 
 def test_more_than_memory(data_dir: Path) -> None:
-    with pytest.raises(DataError, match="lower image_size"):
+    with pytest.raises(UserError, match="lower image_size"):
         load(data_dir, image_size=100_000)
 
 

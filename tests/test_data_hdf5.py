@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data import DataError, Splits, load_splits
+from data import Splits, load_splits
 from data_sources import hdf5
+from errors import UserError
 
 SIZE = 8
 
@@ -65,14 +66,14 @@ def test_blocks_make_up_the_whole(
 def test_damaged_and_missing_files(tmp_path: Path, images: object) -> None:
     path = tmp_path / "camelyon_valid_x.h5"
     path.write_bytes(path.read_bytes()[:500])
-    with pytest.raises(DataError, match=f"{path}: cannot be read"):
+    with pytest.raises(UserError, match=f"{path}: cannot be read"):
         load(tmp_path)
     path.unlink()
-    with pytest.raises(DataError, match=f"{path}: cannot be read .*No such file"):
+    with pytest.raises(UserError, match=f"{path}: cannot be read .*No such file"):
         load(tmp_path)
 
 
 def test_without_h5py(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(DataError, match="pip install h5py"):
+    with pytest.raises(UserError, match="pip install h5py"):
         load(tmp_path)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_sources.raw import DataError
 from data_sources.splitting import SplitRequest, duplicate_groups, stratified_split
+from errors import UserError
 
 REQUEST = SplitRequest(seed=0, validation_fraction=0.1, test_fraction=0.2)
 
@@ -63,7 +63,7 @@ def test_seeds_differ() -> None:
 def test_a_class_too_small_to_share_out() -> None:
     labels = np.array([0] * 9 + [1] * 4)
     groups = np.array([*range(9), 9, 9, 9, 12])
-    with pytest.raises(DataError, match="class 'rare': 2 distinct images, at least 3"):
+    with pytest.raises(UserError, match="class 'rare': 2 distinct images, at least 3"):
         stratified_split(labels, groups, ["common", "rare"], REQUEST)
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from active_learning import ActiveLearner, SimulatedOracle
-from data import DataError, Splits, channel_statistics, load_splits
+from data import Splits, channel_statistics, load_splits
 from data_sources import disk_images
+from errors import UserError
 from tests.conftest import ROOT, small_values
 from tests.test_learner import assert_same, weights
 from training.hyperparameters import Hyperparameters
@@ -120,7 +121,7 @@ class TestCache:
             cache = untouched / ".cache" / caches(untouched)[1]
             assert cache.name.startswith("made_up_train_x_8.")
             cache.write_bytes(cache.read_bytes()[:-1])
-        with pytest.raises(DataError, match="written again"):
+        with pytest.raises(UserError, match="written again"):
             load(untouched)
 
     def test_stale_ones_are_replaced(self, data_dir: Path) -> None:
@@ -135,13 +136,13 @@ class TestCache:
     def test_a_full_disk(self, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         usage = type("usage", (), {"free": 100})
         monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
-        with pytest.raises(DataError, match=r"cannot be kept there \(0\.0 GiB of disk are free\)"):
+        with pytest.raises(UserError, match=r"cannot be kept there \(0\.0 GiB of disk are free\)"):
             load(data_dir)
         assert caches(data_dir) == []
 
     def test_a_read_only_folder(self, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (data_dir / ".cache").write_text("in the way")
-        with pytest.raises(DataError, match=r"cannot be kept there \(.*\); set data_dir to a copy"):
+        with pytest.raises(UserError, match=r"cannot be kept there \(.*\); set data_dir to a copy"):
             load(data_dir)
 
     def test_a_source_that_breaks_off_leaves_no_cache(
@@ -152,7 +153,7 @@ class TestCache:
             raise OSError("damaged chunk")
 
         monkeypatch.setattr("data_sources.hdf5._blocks", broken)
-        with pytest.raises(DataError, match=r"x\.h5: cannot be read \(damaged chunk\)"):
+        with pytest.raises(UserError, match=r"x\.h5: cannot be read \(damaged chunk\)"):
             load(data_dir)
         assert caches(data_dir) == []
 

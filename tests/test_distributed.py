@@ -17,12 +17,12 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import processes
-from reporting.run_folder import RunFolder
+from run_folder.writer import RunFolder
 from tests import ranks_driver
 from tests.bad_input_makers import as_npz, good_arrays
 from tests.conftest import small_values
 from tests.fake_master import free_port
+from tests.reliability import processes
 
 
 def torchrun(ranks: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

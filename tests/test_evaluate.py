@@ -30,9 +30,11 @@ from reporting.calibration import fit_temperature
 from reporting.figures import shorten
 from reporting.grad_cam import grad_cam
 from resnet_custom import ARCHITECTURES, SplitNetwork
+from run_folder.reader import open_run
 from tests.conftest import SHARED_DATA
-from tools import evaluate, evaluation_report, figures
-from tools.run_reader import open_run
+from tools import figures
+from tools.evaluate import __main__ as evaluate
+from tools.evaluate import report as evaluation_report
 
 
 def made_up(classes: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

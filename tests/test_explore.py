@@ -16,11 +16,11 @@ from data import ImageStore, Splits
 from reporting import duplicates
 from reporting.duplicates import first_copies, near_pairs
 from reporting.label_errors import suspected_labels
+from run_folder.reader import open_run
 from tests.conftest import ROOT
-from tools import explore
-from tools.exploration import explore_data
-from tools.exploration_report import html_report, text_table
-from tools.run_reader import open_run
+from tools.explore import __main__ as explore
+from tools.explore.examine import explore_data
+from tools.explore.report import html_report, text_table
 
 
 def smooth(count: int, seed: int, channels: int = 3, size: int = 24) -> torch.Tensor:

@@ -13,11 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from data import DataError
+from errors import UserError
 from resnet_custom import SplitNetwork
-from tools import export, run_reader
+from run_folder import reader
+from run_folder.reader import Run, open_run
+from tools import export
 from tools.model_card import model_card
-from tools.run_reader import Run, RunError, open_run
 from training.inference import Inference
 
 
@@ -94,9 +95,9 @@ def test_without_the_data_set(
     np.savez(tmp_path / "some.npz", images=run.splits.val.images[:9].squeeze(1).numpy())
 
     def gone(*_: object) -> None:
-        raise DataError("the data set is gone; bring it back")
+        raise UserError("the data set is gone; bring it back")
 
-    monkeypatch.setattr(run_reader, "load_data", gone)
+    monkeypatch.setattr(reader, "load_data", gone)
     arguments = [str(small_run), "--output", str(tmp_path / "out")]
     assert export.main(arguments) == 2
     assert "by --images" in capsys.readouterr().err
@@ -125,7 +126,7 @@ def test_another_network_is_noticed(exported: Path, run: Run) -> None:
     other = SplitNetwork("small_cnn", 10, 1, torch.Generator().manual_seed(5)).eval()
     inference = Inference(other, run.inference.mean, run.inference.std, torch.float32, 8)
     images = run.splits.val.images[:8]
-    with pytest.raises(RunError, match="differ from PyTorch"):
+    with pytest.raises(UserError, match="differ from PyTorch"):
         export._onnx_difference(inference, images, exported / "model.onnx")
 
 

@@ -15,10 +15,10 @@ import torch.utils.cpp_extension
 from torch import Tensor
 
 from active_learning import ActiveLearner
+from errors import UserError
 from resnet_custom import ARCHITECTURES, SplitNetwork
 from training import compilation
 from training.embedding import Embedder, fold_batch_norms
-from training.hyperparameters import HyperparameterError
 from training.inference import Inference
 from training.optimisation import make_optimizer
 
@@ -165,5 +165,5 @@ def test_a_machine_that_cannot_compile_is_told_so(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no g++\nanywhere")
 
     monkeypatch.setattr(torch, "compile", broken)
-    with pytest.raises(HyperparameterError, match=r"compile: true.*no g\+\+ anywhere.*false"):
+    with pytest.raises(UserError, match=r"compile: true.*no g\+\+ anywhere.*false"):
         compilation.check_compilation(torch.device("cpu"))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from errors import UserError
 from tests.conftest import small_values
-from training.experiment_config import ConfigError, load, override, sample
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.experiment_config import load, override, sample
+from training.hyperparameters import Hyperparameters
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"learning_rat": 0.1}, r"learning_rat: unknown \(did you mean learning_rate\?\)"),
@@ -90,7 +91,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(change) for change, _ in REFUSED])
 def test_refused_by_name(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(HyperparameterError, match=message) as error:
+    with pytest.raises(UserError, match=message) as error:
         Hyperparameters.from_mapping(small_values(**change))
     assert "\n" not in str(error.value)
     assert str(error.value).startswith("hyperparameters.")
@@ -100,14 +101,14 @@ def test_refused_by_name(change: dict[str, Any], message: str) -> None:
 def test_missing_is_refused_by_name(name: str) -> None:
     values = small_values()
     del values[name]
-    with pytest.raises(HyperparameterError, match=rf"hyperparameters\.{name}: missing"):
+    with pytest.raises(UserError, match=rf"hyperparameters\.{name}: missing"):
         Hyperparameters.from_mapping(values)
 
 
 @pytest.mark.parametrize("name", ["initial_labeled_size", "label_budget"])
 def test_more_than_the_pool_is_refused(name: str) -> None:
     hp = Hyperparameters.from_mapping(small_values(**{"label_budget": 120, name: 101}))
-    with pytest.raises(HyperparameterError, match=rf"{name}: 1\d\d is more than the 100 training"):
+    with pytest.raises(UserError, match=rf"{name}: 1\d\d is more than the 100 training"):
         hp.query_sizes(100)
 
 
@@ -131,7 +132,7 @@ def test_any_value_is_taken_or_refused_in_one_line(name: str, value: Any) -> Non
     message = ""
     try:
         Hyperparameters.from_mapping(small_values(**{name: value}))
-    except HyperparameterError as error:
+    except UserError as error:
         message = str(error)
     assert "\n" not in message
 
@@ -158,7 +159,7 @@ class TestOverride:
         ],
     )
     def test_refuses(self, assignment: str, message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             override(self.config, [assignment])
 
 
@@ -177,12 +178,12 @@ class TestLoad:
     def test_refuses(self, content: bytes, message: str, tmp_path: Path) -> None:
         file = tmp_path / "config.yaml"
         file.write_bytes(content)
-        with pytest.raises(ConfigError, match=message) as error:
+        with pytest.raises(UserError, match=message) as error:
             load(file)
         assert "\n" not in str(error.value)
 
     def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigError, match="No such file"):
+        with pytest.raises(UserError, match="No such file"):
             load(tmp_path / "none.yaml")
 
     @settings(max_examples=200, deadline=None)
@@ -192,7 +193,7 @@ class TestLoad:
     ) -> None:
         file = tmp_path_factory.mktemp("fuzz") / "config.yaml"
         file.write_bytes(content)
-        with pytest.raises(ConfigError):
+        with pytest.raises(UserError):
             load(file)
 
 
@@ -239,5 +240,5 @@ class TestSample:
         ],
     )
     def test_refuses(self, spec: dict[str, Any], message: str) -> None:
-        with pytest.raises(ConfigError, match=message):
+        with pytest.raises(UserError, match=message):
             sample({"x": spec}, 0)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from resnet_custom import RESNETS, PretrainedWeightsError, SplitNetwork, dropout_masks
+from errors import UserError
+from resnet_custom import RESNETS, SplitNetwork, dropout_masks
 
 
 def build(architecture: str = "resnet18", seed: int = 0, channels: int = 3) -> SplitNetwork:
@@ -109,9 +110,7 @@ def test_pretrained_without_network_says_what_to_do(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    with pytest.raises(
-        PretrainedWeightsError, match=r"put https://.*resnet18.*\.pth into .*checkpoints"
-    ):
+    with pytest.raises(UserError, match=r"put https://.*resnet18.*\.pth into .*checkpoints"):
         SplitNetwork("resnet18", 9, 3, torch.Generator(), pretrained=True)
 
 

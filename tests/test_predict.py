@@ -14,9 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from data import DataError, Splits
-from tools import predict, run_reader
-from tools.run_reader import Run, RunError, open_model, open_run
+from data import Splits
+from errors import UserError
+from run_folder import reader
+from run_folder.reader import Run, open_model, open_run
+from tools import predict
 from training.inference import query_passes
 
 Predict = Callable[..., list[dict[str, str]]]
@@ -125,9 +127,9 @@ def test_no_data_set_is_needed(
     expected = rows(tmp_path / "a.npz")
 
     def gone(*_: object) -> Splits:
-        raise DataError("the data set is gone")
+        raise UserError("the data set is gone")
 
-    monkeypatch.setattr(run_reader, "load_data", gone)
+    monkeypatch.setattr(reader, "load_data", gone)
     assert rows(tmp_path / "a.npz") == expected
 
 
@@ -149,7 +151,7 @@ def test_damaged_statistics_are_refused(small_run: Path, tmp_path: Path) -> None
     identity = json.loads((damaged / "run.json").read_text(encoding="utf-8"))
     for wrong in ({**identity["network"], "mean": [0.5, 0.5]}, {"channels": 1}, 3):
         (damaged / "run.json").write_text(json.dumps({**identity, "network": wrong}))
-        with pytest.raises(RunError, match=r"run\.json: damaged"):
+        with pytest.raises(UserError, match=r"run\.json: damaged"):
             open_model(damaged)
 
 

@@ -57,7 +57,8 @@ def test_make_targets_exist(command: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted(set(re.findall(r"python -m ((?:tools|benchmarks)\.\w+)", README)))
+    "module",
+    sorted(set(re.findall(r"python -m ((?:tools|benchmarks|tests\.reliability)\.\w+)", README))),
 )
 def test_modules_answer_help(module: str) -> None:
     done = subprocess.run(

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks import processes
-from reporting.run_folder import RunFolder
+from run_folder.writer import RunFolder
 from tests.conftest import small_values
 from tests.kill_points import KillPoint
+from tests.reliability import processes
 
 ROUNDS = 5
 
@@ -81,32 +81,32 @@ RENAMED = "os:replace"  # a file written under a temporary name gets its own
 # checkpoint is first removed, and so how many there are then, depends on which round was the best.
 KILLS: list[tuple[int | None, KillPoint]] = [
     (0, KillPoint(RENAMED, file="config.yaml")),
-    (0, KillPoint("reporting.run_folder:RunFolder._make_subfolders")),
+    (0, KillPoint("run_folder.writer:RunFolder._make_subfolders")),
     (0, KillPoint(RENAMED, file="run.json")),
     (0, KillPoint(LABELLED)),
     (0, KillPoint(TRAINED, call=2)),
     (0, KillPoint(RENAMED, file="queries.csv")),
     (0, KillPoint(RENAMED, call=2, file="metrics.csv")),  # the first report of training
     (0, KillPoint("active_learning:ActiveLearner.predict", call=2)),
-    (0, KillPoint("reporting.run_folder:RunFolder.draw_learning_curve", where="after")),
+    (0, KillPoint("run_folder.writer:RunFolder.draw_learning_curve", where="after")),
     (0, KillPoint("torch:save", where="within")),
     (0, KillPoint("pickle:dump")),  # trial_state.pkl is open and empty
     (0, KillPoint("json:dump", call=2)),  # metadata.json is, the last file of a checkpoint
-    (0, KillPoint("reporting.run_folder:RunFolder.record_checkpoint")),
+    (0, KillPoint("run_folder.writer:RunFolder.record_checkpoint")),
     (0, KillPoint(RENAMED, file="checkpoints.json")),
-    (1, KillPoint("reporting.run_folder:RunFolder.record_checkpoint", where="after")),
+    (1, KillPoint("run_folder.writer:RunFolder.record_checkpoint", where="after")),
     (1, KillPoint(SCORED, call=5)),
     (1, KillPoint("active_learning:shrink_and_perturb", where="after")),
     (1, KillPoint(TRAINED)),
     (1, KillPoint(RENAMED, file="queries.csv")),
     (1, KillPoint(TRAINED, call=5, where="after")),
-    (1, KillPoint("reporting.run_folder:RunFolder.draw_learning_curve", where="after")),
+    (1, KillPoint("run_folder.writer:RunFolder.draw_learning_curve", where="after")),
     (1, KillPoint("torch:save", where="within")),
     (1, KillPoint(RENAMED, file="checkpoints.json")),
     (3, KillPoint(TRAINED, call=14)),  # two rounds on
     (None, KillPoint("shutil:rmtree", where="within")),  # of a checkpoint no longer needed
     (None, KillPoint("torch:save", where="within")),
-    (None, KillPoint("reporting.run_folder:RunFolder.record_checkpoint", where="after")),
+    (None, KillPoint("run_folder.writer:RunFolder.record_checkpoint", where="after")),
 ]
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 
 import tools.pretrain
 from active_learning import ActiveLearner, SimulatedOracle
-from benchmarks import processes
 from data import Splits
+from errors import UserError
 from tests.conftest import ROOT, SMALL, small_values
+from tests.reliability import processes
 from training.backbone_file import backbone_bytes
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.hyperparameters import Hyperparameters
 from training.seeds import make_generator
 from training.self_supervision import REDUNDANCY, SelfSupervision, barlow_twins_loss
 from training.views import SMALLEST_CROP, Views, random_resized_crop
@@ -140,11 +141,11 @@ class TestSteps:
     def test_state_of_other_settings_is_refused(self, make_learner: Build) -> None:
         content = work_of(make_learner(**STEPS)).save()
         other = make_learner(**{**STEPS, "weight_decay": 0.5})
-        with pytest.raises(HyperparameterError, match=r"weight_decay: was .* and is 0\.5 now"):
+        with pytest.raises(UserError, match=r"weight_decay: was .* and is 0\.5 now"):
             work_of(other).load(content)
 
     def test_more_than_the_pool_is_refused(self, make_learner: Build) -> None:
-        with pytest.raises(HyperparameterError, match="self_supervised_batch_size: 121 is more"):
+        with pytest.raises(UserError, match="self_supervised_batch_size: 121 is more"):
             make_learner(self_supervised_steps=1, self_supervised_batch_size=121)
 
 
@@ -258,15 +259,15 @@ class TestFile:
             ({}, b"", "cannot be read"),
         ):
             file.write_bytes(damage)
-            with pytest.raises(HyperparameterError, match=message) as error:
+            with pytest.raises(UserError, match=message) as error:
                 make_learner(pretrained_backbone=str(file), **changes)
             assert "\n" not in str(error.value)
-        with pytest.raises(HyperparameterError, match="No such file"):
+        with pytest.raises(UserError, match="No such file"):
             make_learner(pretrained_backbone=str(tmp_path / "none"))
 
     def test_two_starts_are_refused(self) -> None:
         changes: dict[str, Any] = {"pretrained": True, "architecture": "resnet18"}
-        with pytest.raises(HyperparameterError, match="pretrained_backbone: x and pretrained"):
+        with pytest.raises(UserError, match="pretrained_backbone: x and pretrained"):
             Hyperparameters.from_mapping(small_values(**changes, pretrained_backbone="x"))
 
 

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import speed, speed_naive, speed_rows
-from benchmarks.speed_rows import COLUMNS, Row
-from benchmarks.timing import Spread
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import naive as speed_naive
+from benchmarks.speed import rows as speed_rows
+from benchmarks.speed.rows import COLUMNS, Row
+from benchmarks.speed.timing import Spread
 from training.precision import fast_bfloat16
 
 from . import strategy_reference as reference

@@ -13,9 +13,9 @@ import torch
 
 import model_def
 from active_learning import ActiveLearner, run
-from benchmarks.processes import read_rows
 from data import Splits
 from tests.conftest import ROOT, SMALL, part, small_values
+from tests.reliability.processes import read_rows
 from training.hyperparameters import Hyperparameters
 from training.stopping import RoundResult, reason_to_stop
 
@@ -176,8 +176,8 @@ def test_a_run_stops_says_why_and_stays_stopped(
 
 
 def test_a_trial_on_a_cluster_stops_and_stays_stopped(tmp_path: Path) -> None:
-    from benchmarks import processes
     from tests.fake_master import FakeMaster, Trial
+    from tests.reliability import processes
     from tests.test_cluster import experiment
 
     config = experiment(architecture="small_cnn", stop_below_uncertainty=10.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks import strategy_cost
-from benchmarks.processes import read_rows
+from tests.reliability.processes import read_rows
 
 
 def test_a_row_for_every_strategy(tmp_path: Path) -> None:

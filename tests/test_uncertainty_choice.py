@@ -16,9 +16,9 @@ import model_def
 from active_learning import ActiveLearner, SimulatedOracle
 from data import Splits
 from query_strategies import STRATEGIES, predictive_entropy
+from run_folder.reader import open_run
 from tests.conftest import ROOT, SMALL
 from tools import predict
-from tools.run_reader import open_run
 from training.augmentation import Augmentation
 from training.inference import query_passes
 

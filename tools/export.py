@@ -32,20 +32,12 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from data import DataError
+from errors import UserError, exit_status
 from resnet_custom import SplitNetwork
-from tools.evaluation import Evaluation, evaluate_split
+from run_folder.reader import Model, Run, add_run_arguments, open_model, open_run
+from tools.evaluate.measure import Evaluation, evaluate_split
 from tools.image_inputs import find_inputs, read_batches
 from tools.model_card import model_card
-from tools.run_reader import (
-    Model,
-    Run,
-    RunError,
-    add_run_arguments,
-    one_line_errors,
-    open_model,
-    open_run,
-)
 from training.inference import Inference
 
 Evaluations = tuple[Evaluation, Evaluation]  # on the validation and the test split
@@ -76,7 +68,7 @@ def export(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     folder: Path = arguments.output
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise RunError(f"--output {folder}: exists and is not empty; name a new folder")
+        raise UserError(f"--output {folder}: exists and is not empty; name a new folder")
     run: Model
     if arguments.images:
         run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
@@ -87,7 +79,7 @@ def export(arguments: argparse.Namespace) -> None:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise RunError(
+        raise UserError(
             f"--output {folder}: cannot be made ({error.strerror}); name another folder"
         ) from error
     try:
@@ -105,8 +97,8 @@ def _with_data(arguments: argparse.Namespace) -> tuple[Run, Tensor, Evaluations]
     """The run, validation images to check on, and both splits measured."""
     try:
         run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
-    except DataError as error:
-        raise RunError(f"{error}; or give real images to check ONNX on by --images") from error
+    except UserError as error:
+        raise UserError(f"{error}; or give real images to check ONNX on by --images") from error
     val, test = (evaluate_split(run, split) for split in ("val", "test"))
     return run, run.splits.val.images[:CHECKED_IMAGES], (val, test)
 
@@ -162,7 +154,7 @@ def _check_safetensors(run: Model, inference: Inference, images: Tensor, file: P
         inference, network=rebuilt.to(memory_format=torch.channels_last).eval()
     )
     if not torch.equal(again.embed(images, "check"), inference.embed(images, "check")):
-        raise RunError(f"{file}: other predictions than {run.path}; update safetensors and retry")
+        raise UserError(f"{file}: other predictions than {run.path}; update safetensors and retry")
 
 
 def _write_onnx(inference: Inference, example: Tensor, file: Path) -> None:
@@ -194,7 +186,7 @@ def _onnx_difference(inference: Inference, images: Tensor, file: Path) -> float:
     expected = inference.logits(inference.embed(images, "check")).softmax(1)
     difference = (torch.from_numpy(found) - expected).abs().max().item()
     if not difference <= TOLERANCE:
-        raise RunError(
+        raise UserError(
             f"{file.name}: probabilities differ from PyTorch's by {difference:.1e}, more than "
             f"{TOLERANCE:.0e}; update torch, onnx and onnxruntime and retry"
         )
@@ -210,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--images", type=Path, nargs="+", help="real images to check on, without the data set"
     )
     arguments = parser.parse_args(argv)
-    return one_line_errors(lambda: export(arguments))
+    return exit_status(lambda: export(arguments))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from data import ImageStore, load_splits
+from errors import exit_status
 from reporting.figures import BLUE, ORANGE, contact_sheet, learning_curve, png
 from reporting.files import write_atomically
 from reporting.galleries import Predictions, attention, card_sheet
 from reporting.pool_map import pool_map
-from tools.evaluation import evaluate_split
-from tools.run_reader import Run, one_line_errors, open_run
+from run_folder.reader import Run, open_run
+from tools.evaluate.measure import evaluate_split
 
 IMAGES = Path(__file__).resolve().parent.parent / "images"
 PER_CLASS = 3
@@ -169,10 +170,10 @@ def main() -> int:
     parser.add_argument("--data-dir", type=Path, help="where PathMNIST, or the run's data, lie")
     arguments = parser.parse_args()
     if arguments.run is not None:
-        return one_line_errors(lambda: draw_run(arguments))
+        return exit_status(lambda: draw_run(arguments))
     if arguments.data_dir is None:
         parser.error("give --data-dir, or --run")
-    return one_line_errors(lambda: draw_method(arguments.data_dir))
+    return exit_status(lambda: draw_method(arguments.data_dir))
 
 
 if __name__ == "__main__":

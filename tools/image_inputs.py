@@ -16,8 +16,8 @@ from torch import Tensor
 
 from data_sources import hdf5, image_folder
 from data_sources.npz import read_npz
-from data_sources.raw import DataError
 from data_sources.resizing import resize
+from errors import UserError
 
 ARRAY_SUFFIXES = {".npz", ".h5", ".hdf5"}
 # Weights of red, green and blue in grey (ITU-R BT.601), as in PIL's conversion to mode L.
@@ -40,7 +40,7 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
     """The files that `paths` mean: themselves, and all images below those that are folders.
 
     Raises:
-        DataError: one does not exist, is of no known kind, or is a folder without images.
+        UserError: one does not exist, is of no known kind, or is a folder without images.
     """
     found: list[Path] = []
     for path in paths:
@@ -52,13 +52,13 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
             ]
             if not below:
                 kinds = ", ".join(sorted(image_folder.SUFFIXES))
-                raise DataError(f"{path}: no image in it ({kinds}); name a folder with some")
+                raise UserError(f"{path}: no image in it ({kinds}); name a folder with some")
             found += below
         elif not path.is_file():
-            raise DataError(f"{path}: no such file or folder; check the name")
+            raise UserError(f"{path}: no such file or folder; check the name")
         elif path.suffix.lower() not in image_folder.SUFFIXES | ARRAY_SUFFIXES:
             kinds = ", ".join(sorted(image_folder.SUFFIXES | ARRAY_SUFFIXES))
-            raise DataError(f"{path}: not a kind of file that is read; give one of {kinds}")
+            raise UserError(f"{path}: not a kind of file that is read; give one of {kinds}")
         else:
             found.append(path)
     return found
@@ -73,7 +73,7 @@ def read_batches(
     images fill all three channels; colour becomes luminance for a network of one channel.
 
     Raises:
-        DataError: a file cannot be read, or an array holds no images.
+        UserError: a file cannot be read, or an array holds no images.
     """
     with ThreadPoolExecutor() as pool:  # PIL decodes and resizes outside Python's global lock
         for is_array, group in groupby(files, lambda path: path.suffix.lower() in ARRAY_SUFFIXES):
@@ -104,10 +104,10 @@ def _array_batches(path: Path, size: int, channels: int, batch_size: int) -> Ite
     is_npz = path.suffix.lower() == ".npz"
     arrays = _npz_images(path) if is_npz else hdf5.read_images(path, size)
     if not arrays:
-        raise DataError(f"{path}: no images; give arrays of uint8 [N, H, W] or [N, H, W, C]")
+        raise UserError(f"{path}: no images; give arrays of uint8 [N, H, W] or [N, H, W, C]")
     for key, (original, images) in arrays.items():
         if images.shape[3] not in (1, 3):
-            raise DataError(f"{path}: {key} has {images.shape[3]} channels; give 1 or 3")
+            raise UserError(f"{path}: {key} has {images.shape[3]} channels; give 1 or 3")
         for start in range(0, len(images), batch_size):
             block = resize(images[start : start + batch_size], size)
             names = [f"{path}:{key}[{start + i}]" for i in range(len(block))]

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from data import DownloadError
+from errors import DownloadError
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
@@ -27,7 +27,7 @@ def missing_data(config: Path, data_dir: Path) -> str | None:
     """Why the data of `config` cannot be had, after an attempt at downloading them; None: here.
 
     Raises:
-        DataError: they are there and unusable, which the user has to know.
+        UserError: they are there and unusable, which the user has to know.
     """
     hp = Hyperparameters.from_mapping(load(config)["hyperparameters"])
     try:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from reporting.measures import Estimate
-from tools.evaluation import Evaluation
-from tools.evaluation_report import SCORES
-from tools.run_reader import Model
+from run_folder.reader import Model
+from tools.evaluate.measure import Evaluation
+from tools.evaluate.report import SCORES
 
 
 def model_card(

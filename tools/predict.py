@@ -19,9 +19,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from errors import UserError, exit_status
 from reporting.files import csv_text, write_atomically
+from run_folder.reader import Model, add_run_arguments, open_model
 from tools.image_inputs import ImageBatch, find_inputs, read_batches
-from tools.run_reader import Model, RunError, add_run_arguments, one_line_errors, open_model
 from training.inference import Passes, query_passes
 
 COLUMNS = ("image", "class", "probability", "uncertainty", "size")
@@ -39,7 +40,7 @@ def predict(arguments: argparse.Namespace) -> None:
         try:
             write_atomically(arguments.output, csv_text(COLUMNS, rows))
         except OSError as error:
-            raise RunError(
+            raise UserError(
                 f"--output {arguments.output}: cannot be written ({error.strerror}); "
                 "name a file in an existing folder"
             ) from error
@@ -114,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--output", type=Path, metavar="CSV", help="default: a table on the terminal"
     )
     arguments = parser.parse_args(argv)
-    return one_line_errors(lambda: predict(arguments))
+    return exit_status(lambda: predict(arguments))
 
 
 if __name__ == "__main__":

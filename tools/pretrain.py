@@ -20,11 +20,11 @@ import torch
 from tqdm import tqdm
 
 from active_learning import ActiveLearner, SimulatedOracle
+from errors import UserError, exit_status
 from reporting.files import write_atomically
-from tools.run_reader import RunError, one_line_errors
 from training.backbone_file import backbone_bytes
-from training.experiment_config import ConfigError, load, override, sample
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.experiment_config import load, override, sample
+from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
 SAVE_EVERY = 200  # steps
@@ -34,9 +34,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     output: Path = arguments.output
     if output.exists():
-        raise RunError(f"--output {output}: exists; name a new file")
+        raise UserError(f"--output {output}: exists; name a new file")
     if not output.parent.is_dir():
-        raise RunError(f"--output {output}: no folder {output.parent}; make it first")
+        raise UserError(f"--output {output}: no folder {output.parent}; make it first")
     config = override(load(arguments.config), arguments.set)
     seed = int(config["reproducibility"]["experiment_seed"])
     values, _ = sample(config["hyperparameters"], seed)
@@ -51,7 +51,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     learner = ActiveLearner(hp, train, SimulatedOracle(splits.train.labels), seed)
     work = learner.pretraining
     if work is None:
-        raise RunError("--steps: 0 of them make no backbone; give some, such as --steps 2000")
+        raise UserError("--steps: 0 of them make no backbone; give some, such as --steps 2000")
     partial = output.with_name(f".{output.name}.part")
     if partial.exists():
         work.load(partial.read_bytes())
@@ -80,11 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help="in place of self_supervised_steps")
     parser.add_argument("--output", type=Path, required=True, help="safetensors file to write")
     arguments = parser.parse_args(argv)
-    try:
-        return one_line_errors(lambda: pretrain(arguments))
-    except (ConfigError, HyperparameterError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return exit_status(lambda: pretrain(arguments))
 
 
 if __name__ == "__main__":

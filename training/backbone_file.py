@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from errors import UserError
 from resnet_custom import SplitNetwork
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.hyperparameters import Hyperparameters
 
 DESCRIBED = ("architecture", "dataset", "image_size", "self_supervised_steps")
 
@@ -26,14 +27,14 @@ def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
     """The weights in the file at `path`, on the CPU, all of them and of the backbone's shapes.
 
     Raises:
-        HyperparameterError: no such file, no safetensors, or the weights of another network.
+        UserError: no such file, no safetensors, or the weights of another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.pretrained_backbone: {path}: cannot be read "
             f"({' '.join(str(error).split())}); give a file that tools.pretrain has written"
         ) from None
@@ -45,7 +46,7 @@ def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
     )
     if differing:
         what = ", ".join(f"{name} {metadata[name]}" for name in DESCRIBED if name in metadata)
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.pretrained_backbone: {path}: of another network "
             f"({what or 'no description'}), {differing[0]} differs; "
             "set architecture and dataset as they were there, or give another file"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from training.hyperparameters import HyperparameterError
+from errors import UserError
 
 
 def check_compilation(device: torch.device) -> None:
     """Compile and run a trifle on `device`; a few seconds.
 
     Raises:
-        HyperparameterError: it failed, as where there is no C++ compiler.
+        UserError: it failed, as where there is no C++ compiler.
     """
     try:
         torch.compile(_trifle)(torch.ones(16, device=device))
     # Whatever the compiler, the toolchain behind it or the file system raise means the same here.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.compile: true, but torch.compile fails on this machine ({reason}); "
             "install a C++ compiler (such as g++) and Python's headers, or set compile: false"
         ) from error

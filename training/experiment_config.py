@@ -14,30 +14,28 @@ from typing import Any
 
 import yaml
 
+from errors import UserError
+
 SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; one line naming the place, the value, the remedy."""
 
 
 def load(path: Path) -> dict[str, Any]:
     """The configuration in the YAML file at `path`.
 
     Raises:
-        ConfigError: no such file, no YAML, or no `hyperparameters` in it.
+        UserError: no such file, no YAML, or no `hyperparameters` in it.
     """
     try:
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
         message = f"--config {path}: {reason}; give a YAML file such as config.yaml"
-        raise ConfigError(message) from None
+        raise UserError(message) from None
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         where = " ".join(str(error).split())
-        raise ConfigError(f"--config {path}: not valid YAML ({where}); correct it there") from None
+        raise UserError(f"--config {path}: not valid YAML ({where}); correct it there") from None
     if not isinstance(config, dict) or not isinstance(config.get("hyperparameters"), dict):
-        raise ConfigError(
+        raise UserError(
             f"--config {path}: no mapping `hyperparameters` in it; see config.yaml for one"
         )
     return config
@@ -47,26 +45,26 @@ def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
     """`config` with every `dotted.name=value` applied; values are read as YAML.
 
     Raises:
-        ConfigError: an assignment that has no `=`, or whose name is not in the configuration.
+        UserError: an assignment that has no `=`, or whose name is not in the configuration.
     """
     config = copy.deepcopy(config)
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
-            raise ConfigError(f"--set {assignment}: no `=` in it; write --set NAME=VALUE")
+            raise UserError(f"--set {assignment}: no `=` in it; write --set NAME=VALUE")
         *parents, last = name.split(".")
         place: Any = config
         for parent in parents:
             place = place.get(parent) if isinstance(place, dict) else None
         if not isinstance(place, dict) or last not in place:
-            raise ConfigError(
+            raise UserError(
                 f"--set {assignment}: the configuration has no {name}; "
                 "write its whole path, such as hyperparameters.batch_size"
             )
         try:
             place[last] = yaml.safe_load(text)
         except yaml.YAMLError:
-            raise ConfigError(f"--set {assignment}: {text!r} is no YAML value; quote it") from None
+            raise UserError(f"--set {assignment}: {text!r} is no YAML value; quote it") from None
     return config
 
 
@@ -74,7 +72,7 @@ def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], 
     """One value for every hyperparameter, and the names of those that were drawn at random.
 
     Raises:
-        ConfigError: a search range that Determined would refuse as well.
+        UserError: a search range that Determined would refuse as well.
     """
     generator = random.Random(seed)
     values: dict[str, Any] = {}
@@ -85,7 +83,7 @@ def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], 
             continue
         kind = value.get("type")
         if kind not in SEARCH_TYPES:
-            raise ConfigError(
+            raise UserError(
                 f"hyperparameters.{name}.type: {kind!r} is not a kind of search range; "
                 f"allowed are {', '.join(SEARCH_TYPES)}"
             )
@@ -103,12 +101,12 @@ def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) 
     }.get(kind, ("minval", "maxval"))
     for key in needed:
         if key not in spec:
-            raise ConfigError(f"hyperparameters.{name}.{key}: missing; a {kind} range needs it")
+            raise UserError(f"hyperparameters.{name}.{key}: missing; a {kind} range needs it")
     if kind == "const":
         return spec["val"]
     if kind == "categorical":
         if not isinstance(spec["vals"], list) or not spec["vals"]:
-            raise ConfigError(
+            raise UserError(
                 f"hyperparameters.{name}.vals: {spec['vals']!r} is no list of values; give one"
             )
         return generator.choice(spec["vals"])
@@ -116,17 +114,17 @@ def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) 
     for bound in (low, high):
         whole = isinstance(bound, int) and not isinstance(bound, bool)
         if not whole and not (isinstance(bound, float) and kind != "int"):
-            raise ConfigError(f"hyperparameters.{name}: {bound!r} is no bound of a {kind} range")
+            raise UserError(f"hyperparameters.{name}: {bound!r} is no bound of a {kind} range")
     if low > high:
-        raise ConfigError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
+        raise UserError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
     if kind == "int":
         return generator.randint(low, high)
     if kind == "double":
         return generator.uniform(low, high)
     base = spec["base"]
     if not isinstance(base, (int, float)) or base <= 1:
-        raise ConfigError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
+        raise UserError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
     try:
         return float(base ** generator.uniform(low, high))
     except OverflowError:
-        raise ConfigError(f"hyperparameters.{name}: {base} ** {high} is no number") from None
+        raise UserError(f"hyperparameters.{name}: {base} ** {high} is no number") from None

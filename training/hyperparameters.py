@@ -13,14 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from backbones import ArchitectureError
+from errors import UserError
 from query_strategies import get_strategy
 from resnet_custom import RESNETS, SMALL, check_architecture
 from training.label_noise import KINDS
-
-
-class HyperparameterError(ValueError):
-    """A hyperparameter that cannot be used; one line naming it, its value and the remedy."""
 
 
 def nearest(name: str, known: tuple[str, ...]) -> str:
@@ -115,17 +111,17 @@ class Hyperparameters:
         """Check `values`, as they stand under `hyperparameters:` in YAML.
 
         Raises:
-            HyperparameterError: on the first one that cannot be used.
+            UserError: on the first one that cannot be used.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         for name in values:
             if name not in fields:
                 hint = nearest(str(name), tuple(fields))
                 remedy = "correct or remove it" if hint else f"known are {', '.join(fields)}"
-                raise HyperparameterError(f"hyperparameters.{name}: unknown{hint}; {remedy}")
+                raise UserError(f"hyperparameters.{name}: unknown{hint}; {remedy}")
         missing = [name for name in fields if name not in values]
         if missing:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.{missing[0]}: missing; give it a value as config.yaml does"
             )
         checked = {name: _checked(field, values[name]) for name, field in fields.items()}
@@ -136,34 +132,34 @@ class Hyperparameters:
     def _check_together(self) -> None:
         """Refuse values that are allowed one by one and make no sense together."""
         if self.batch_size > self.initial_labeled_size:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.batch_size: {self.batch_size} is more than the "
                 f"{self.initial_labeled_size} images labelled at first; lower it, "
                 "or raise initial_labeled_size"
             )
         if self.initial_labeled_size > self.label_budget:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.initial_labeled_size: {self.initial_labeled_size} is more than "
                 f"label_budget: {self.label_budget}; lower it, or raise the budget"
             )
         if self.validation_fraction + self.test_fraction > 0.95:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.validation_fraction: {self.validation_fraction} and "
                 f"test_fraction: {self.test_fraction} leave nothing to train on; lower them"
             )
         if self.uncertainty == "mc_dropout" and self.dropout == 0:
-            raise HyperparameterError(
+            raise UserError(
                 "hyperparameters.dropout: 0 makes all Monte Carlo passes the same; "
                 "raise it, or set uncertainty: softmax"
             )
         varied = self.flips_and_rotations or self.crop_padding or self.colour_jitter
         if self.uncertainty == "test_time_augmentation" and not varied:
-            raise HyperparameterError(
+            raise UserError(
                 "hyperparameters.uncertainty: test_time_augmentation has nothing to vary without "
                 "flips_and_rotations, crop_padding or colour_jitter; set one, or mc_dropout"
             )
         if self.class_balanced_batches and self.class_weighted_loss:
-            raise HyperparameterError(
+            raise UserError(
                 "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
                 "well, would make up for rare classes twice; set one of them false"
             )
@@ -171,25 +167,25 @@ class Hyperparameters:
         try:
             strategy = get_strategy(self.query_strategy, self.prefilter_factor)
         except ValueError as error:
-            raise HyperparameterError(f"hyperparameters.query_strategy: {error}") from None
+            raise UserError(f"hyperparameters.query_strategy: {error}") from None
         if strategy.stochastic and self.uncertainty == "softmax":
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.uncertainty: softmax gives {self.query_strategy} no second "
                 "opinion to compare; set mc_dropout, test_time_augmentation or another "
                 "query_strategy"
             )
         if strategy.largest_query is not None and self.samples_to_label > strategy.largest_query:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.samples_to_label: {self.samples_to_label} is more than "
                 f"{self.query_strategy} can choose at a time, {strategy.largest_query}; lower it"
             )
         if 0 < self.candidate_pool_size < self.samples_to_label:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.candidate_pool_size: {self.candidate_pool_size} candidates are "
                 f"fewer than samples_to_label: {self.samples_to_label}; raise it, or set 0 for all"
             )
         if self.crop_padding >= self.image_size:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.crop_padding: {self.crop_padding} pixels are no less than the "
                 f"image's {self.image_size}; lower it"
             )
@@ -197,27 +193,27 @@ class Hyperparameters:
     def _check_network(self) -> None:
         try:
             check_architecture(self.architecture, self.image_size)
-        except ArchitectureError as error:
-            raise HyperparameterError(f"hyperparameters.architecture: {error}") from None
+        except UserError as error:
+            raise UserError(f"hyperparameters.architecture: {error}") from None
         if self.pretrained and self.architecture in SMALL:
-            raise HyperparameterError(
+            raise UserError(
                 "hyperparameters.pretrained: there are no ImageNet weights for "
                 f"{self.architecture}; set false, or another architecture"
             )
         if self.pretrained and self.pretrained_backbone != "none":
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.pretrained_backbone: {self.pretrained_backbone} and pretrained: "
                 "true both say what to start from; set one of them to none or false"
             )
         if self.pretrained_backbone != "none" or self.self_supervised_steps:
             return  # all of the backbone is learnt before the first round, the stem too
         if self.freeze_backbone and not self.pretrained:
-            raise HyperparameterError(
+            raise UserError(
                 "hyperparameters.freeze_backbone: true would keep the random weights of "
                 f"{self.architecture} for good; set it false, or pretrained: true"
             )
         if self.freeze_backbone and self.architecture in RESNETS:
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.freeze_backbone: the small-image stem of {self.architecture} has "
                 "no ImageNet weights and must be trained; set false, or take vgg16 or "
                 f"torchvision:{self.architecture}"
@@ -227,11 +223,11 @@ class Hyperparameters:
         """How many images each round labels: until rounds, budget or pool are used up.
 
         Raises:
-            HyperparameterError: the first round or the budget asks for more than the pool holds.
+            UserError: the first round or the budget asks for more than the pool holds.
         """
         for name in ("initial_labeled_size", "label_budget"):
             if getattr(self, name) > pool_size:
-                raise HyperparameterError(
+                raise UserError(
                     f"hyperparameters.{name}: {getattr(self, name)} is more than the {pool_size} "
                     f"training images of {self.dataset}; lower it"
                 )
@@ -242,23 +238,23 @@ class Hyperparameters:
 
 
 def _checked(field: dataclasses.Field[Any], value: Any) -> Any:
-    """`value` in the type of `field`, or HyperparameterError."""
+    """`value` in the type of `field`, or UserError."""
     wanted = {"int": int, "float": float, "bool": bool, "str": str}[str(field.type)]
     fits = isinstance(value, wanted) or (wanted is float and isinstance(value, int))
     if not fits or (isinstance(value, bool) and wanted is not bool):
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.{field.name}: {value!r} is not "
             f"{Hyperparameters.EXAMPLES[wanted]}{_range_text(field)}"
         )
     if "low" in field.metadata and not (
         field.metadata["low"] <= value <= field.metadata["high"] and math.isfinite(value)
     ):
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.{field.name}: {value!r} is out of range{_range_text(field)}"
         )
     if "allowed" in field.metadata and value not in field.metadata["allowed"]:
         allowed = field.metadata["allowed"]
-        raise HyperparameterError(
+        raise UserError(
             f"hyperparameters.{field.name}: {value!r} is unknown{nearest(value, allowed)}; "
             f"allowed are {', '.join(allowed)}"
         )

@@ -15,7 +15,7 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
     """Read it from `data_dir`, or else `hp.data_dir`; downloaded first where it is missing.
 
     Raises:
-        DataError: it is not there, or cannot be used.
+        UserError: it is not there, or cannot be used.
     """
     return load_splits(
         hp.dataset,

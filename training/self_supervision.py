@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from data import release
+from errors import UserError
 from resnet_custom import SplitNetwork
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from training.hyperparameters import Hyperparameters
 from training.optimisation import learning_rate, make_optimizer
 from training.ranks import ALONE, Ranks
 from training.seeds import make_generator
@@ -47,7 +48,7 @@ class SelfSupervision:
         dtype: what the networks compute in; the loss is float32.
 
     Raises:
-        HyperparameterError: a batch of more images than there are.
+        UserError: a batch of more images than there are.
     """
 
     def __init__(
@@ -63,7 +64,7 @@ class SelfSupervision:
     ) -> None:
         hp = hyperparameters
         if hp.self_supervised_batch_size > len(images):
-            raise HyperparameterError(
+            raise UserError(
                 f"hyperparameters.self_supervised_batch_size: {hp.self_supervised_batch_size} is "
                 f"more than the {len(images)} training images of {hp.dataset}; lower it"
             )
@@ -176,7 +177,7 @@ class SelfSupervision:
         """Go on where `save` was called.
 
         Raises:
-            HyperparameterError: it was called in a run of other settings.
+            UserError: it was called in a run of other settings.
         """
         device = self._images.device
         state: dict[str, Any] = torch.load(
@@ -185,7 +186,7 @@ class SelfSupervision:
         for name, value in self._settings.items():
             before = state["settings"][name]
             if value != before:
-                raise HyperparameterError(
+                raise UserError(
                     f"hyperparameters.{name}: was {before} where self-supervision began and is "
                     f"{value} now; set it back, or begin anew without what was kept"
                 )

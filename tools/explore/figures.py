@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from reporting.evaluation_figures import NAME_WIDTH
 from reporting.figures import BLUE, ORANGE, Tile, pixels, png, shorten, tile_sheet
+from reporting.prediction_figures import NAME_WIDTH
 
 STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), ("#000000", ":", "^"))  # of the three splits
 

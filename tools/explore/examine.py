@@ -12,7 +12,7 @@ from torch import Tensor
 from data import ImageStore, Splits, channel_histograms
 from reporting.duplicates import Pairs, first_copies, near_pairs
 from reporting.label_errors import suspected_labels
-from tools.run_reader import Run
+from run_folder.reader import Run
 from training.seeds import make_generator
 
 SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}

@@ -7,14 +7,14 @@ from html import escape
 
 import torch
 
-from reporting import evaluation_figures as figures
+from reporting import prediction_figures as figures
 from reporting.figures import contact_sheet, learning_curve
 from reporting.galleries import CLASSES, Predictions, attention, mistakes
 from reporting.html_page import cards, page, plot, section, table
 from reporting.measures import ECE_BINS, Estimate
 from reporting.pool_map import pool_map
-from tools.evaluation import RESAMPLES, Evaluation
-from tools.run_reader import Run
+from run_folder.reader import Run
+from tools.evaluate.measure import RESAMPLES, Evaluation
 
 SCORES = {
     "accuracy": "accuracy",

@@ -1,6 +1,6 @@
 """Does a run that is killed again and again end as one that never was?
 
-    python -m benchmarks.kill_test --kills 50 --seed 0
+    python -m tests.reliability.kill_test --kills 50 --seed 0
 
 Runs the digits, small, once undisturbed; then again, killed (SIGKILL) at random moments and gone
 on with by --resume until it ends, and so on until there have been enough kills. Images queried,
@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from active_learning import ActiveLearner
-from benchmarks import processes
-from reporting.run_folder import RunFolder
+from run_folder.writer import RunFolder
+from tests.reliability import processes
 
 CONFIG = processes.ROOT / "configs" / "digits.yaml"
 SETTINGS = {

@@ -30,6 +30,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from errors import UserError
 from reporting.figures import contact_sheet, learning_curve
 from reporting.files import csv_text, write_atomically
 from training.stopping import StopReason
@@ -40,10 +41,6 @@ DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error
 QUERY_COLUMNS = ("round", "index", "label", "class", "true_label", "uncertainty")
 
 logger = logging.getLogger(__name__)
-
-
-class RunFolderError(ValueError):
-    """A run folder that cannot be used; one line naming it, what is wrong and the remedy."""
 
 
 class RunFolder:
@@ -60,12 +57,12 @@ class RunFolder:
         """A new folder at `path`, which must be empty or absent.
 
         Raises:
-            RunFolderError: it holds something, or cannot be written.
+            UserError: it holds something, or cannot be written.
         """
         folder = cls(path)
         try:
             if path.exists() and (not path.is_dir() or not _empty(path)):
-                raise RunFolderError(
+                raise UserError(
                     f"--output-dir {path}: exists and is not empty; name a new folder, or go on "
                     f"with that run by --resume {path}"
                 )
@@ -74,7 +71,7 @@ class RunFolder:
             write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
             folder._make_subfolders()
         except OSError as error:
-            raise RunFolderError(
+            raise UserError(
                 f"--output-dir {path}: cannot be written ({error.strerror}); name another folder"
             ) from error
         return folder
@@ -84,17 +81,17 @@ class RunFolder:
         """The existing run at `path` and its configuration.
 
         Raises:
-            RunFolderError: there is no run, a damaged one, or one of a newer format.
+            UserError: there is no run, a damaged one, or one of a newer format.
         """
         try:
             config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-            raise RunFolderError(
+            raise UserError(
                 f"--resume {path}: not a run folder ({_one_line(error)}); name one that a run has "
                 "written"
             ) from error
         if not isinstance(config, dict) or not isinstance(config.get("hyperparameters"), dict):
-            raise RunFolderError(
+            raise UserError(
                 f"--resume {path}: config.yaml has no mapping `hyperparameters`; start a new run"
             )
         folder = cls(path)
@@ -108,17 +105,17 @@ class RunFolder:
             try:
                 if file.exists():
                     read(file)
-            except RunFolderError:
+            except UserError:
                 raise
             except DAMAGE as error:
-                raise RunFolderError(
+                raise UserError(
                     f"--resume {path}: {name} is damaged ({_one_line(error)}); put it back as the "
                     "run wrote it, or start a new run"
                 ) from error
         try:
             folder._make_subfolders()
         except OSError as error:
-            raise RunFolderError(
+            raise UserError(
                 f"--resume {path}: cannot be written ({error.strerror}); change its permissions, "
                 "or copy it"
             ) from error
@@ -127,7 +124,7 @@ class RunFolder:
     def _check_format(self, file: Path) -> None:
         run = json.loads(file.read_text(encoding="utf-8"))
         if run["format"] > FORMAT:
-            raise RunFolderError(
+            raise UserError(
                 f"--resume {self.path}: format {run['format']}, written by a newer version; "
                 f"this one reads up to {FORMAT}: go on with the newer one"
             )
@@ -145,7 +142,7 @@ class RunFolder:
                 the data set; it follows from `identity`.
 
         Raises:
-            RunFolderError: the run was started with something else, such as another data set.
+            UserError: the run was started with something else, such as another data set.
         """
         file = self.path / "run.json"
         if not file.exists():
@@ -158,7 +155,7 @@ class RunFolder:
         before = json.loads(file.read_text(encoding="utf-8"))
         for name, value in identity.items():
             if before.get(name) != value:
-                raise RunFolderError(
+                raise UserError(
                     f"--resume {self.path}: {name} was {before.get(name)!r} and is {value!r} now; "
                     "resume with what the run was started with"
                 )
@@ -315,7 +312,7 @@ class RunFolder:
         The log says which one that is, and what is wrong with newer ones.
 
         Raises:
-            RunFolderError: checkpoints were written and none of them is whole.
+            UserError: checkpoints were written and none of them is whole.
         """
         for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
             name = f"{entry['uuid']} of round {entry['round']}"
@@ -326,7 +323,7 @@ class RunFolder:
             files = ", ".join(damage)
             logger.warning("checkpoint %s is damaged (%s); trying the one before", name, files)
         if self.checkpoint_entries:
-            raise RunFolderError(
+            raise UserError(
                 f"--resume {self.path}: its checkpoints are missing or damaged; start a new run"
             )
         return None

@@ -1,7 +1,7 @@
 """Runs of model_def.py as processes that can be killed, and what they leave behind, compared.
 
-Used by `benchmarks.kill_test` and by the tests. Processes are forked from a server that has done
-the imports already: they start in milliseconds where `python model_def.py` takes seconds.
+Used by `tests.reliability.kill_test` and by the tests. A server that has done the imports already
+forks them: they start in milliseconds where `python model_def.py` takes seconds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "model_def.py"
 
 _context = multiprocessing.get_context("forkserver")

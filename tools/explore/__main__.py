@@ -17,17 +17,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from errors import UserError, exit_status
 from reporting.files import write_atomically
-from tools.exploration import explore_data, report
-from tools.exploration_report import html_report, text_table
-from tools.run_reader import (
+from run_folder.reader import (
     Run,
-    RunError,
     add_checkpoint_arguments,
     make_output_folder,
-    one_line_errors,
     open_run,
 )
+from tools.explore.examine import explore_data, report
+from tools.explore.report import html_report, text_table
 from training.experiment_config import load, sample
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
@@ -49,7 +48,7 @@ def explore(arguments: argparse.Namespace) -> None:
         splits = load_data(hp, arguments.data_dir)
         default = Path("runs") / f"exploration_{splits.name}"
     else:
-        raise RunError("nothing to explore; name a configuration by --config, or a run by --run")
+        raise UserError("nothing to explore; name a configuration by --config, or a run by --run")
     folder: Path = arguments.output_dir or default
     make_output_folder(folder)
     exploration = explore_data(splits, run)
@@ -70,7 +69,7 @@ def _check_same_data(config: Path, hp: Hyperparameters, run: Run) -> None:
     for name in DATA_SETTINGS:
         wanted, found = getattr(hp, name), getattr(run.hp, name)
         if wanted != found:
-            raise RunError(
+            raise UserError(
                 f"--config {config}: hyperparameters.{name} is {wanted!r}, and {found!r} in "
                 f"{run.path}; leave --config out, or give the run's own"
             )
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add_checkpoint_arguments(parser)
     parser.add_argument("--output-dir", type=Path, help="where the report goes")
     arguments = parser.parse_args(argv)
-    return one_line_errors(lambda: explore(arguments))
+    return exit_status(lambda: explore(arguments))
 
 
 if __name__ == "__main__":

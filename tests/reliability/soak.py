@@ -1,6 +1,6 @@
 """Does a long run stay within its memory, its file handles and its disk?
 
-    python -m benchmarks.soak --rounds 220
+    python -m tests.reliability.soak --rounds 220
 
 Runs the digits with very small rounds and looks, from outside, after each one: resident memory,
 open file handles and threads of the process, checkpoints on disk and their size. The first fifth of
@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks import kill_test, processes
+from tests.reliability import kill_test, processes
 
 MOST_GROWTH = 0.05
 MOST_CHECKPOINTS = 3 + 1  # the last two, the best, and one that is being written

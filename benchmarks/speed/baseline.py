@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.speed_naive import weighted_d2_sampling
+from benchmarks.speed.naive import weighted_d2_sampling
 from data import ImageStore
 from resnet_custom import SplitNetwork
 from training.augmentation import STAIN_DENSITIES

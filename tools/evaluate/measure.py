@@ -11,7 +11,7 @@ from torch import Tensor
 from data import ImageStore
 from reporting.calibration import fit_temperature
 from reporting.measures import Estimate, confusion_counts, estimates
-from tools.run_reader import Run
+from run_folder.reader import Run
 from training.seeds import make_generator
 
 SPLITS = ("val", "test")

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import speed_naive
-from benchmarks.speed_rows import Row
+from benchmarks.speed import naive as speed_naive
+from benchmarks.speed.rows import Row
+from benchmarks.speed.timing import Spread, peak_memory, seconds
 from benchmarks.strategy_cost import made_up_scores
-from benchmarks.timing import Spread, peak_memory, seconds
 from query_strategies import PoolScores, get_strategy
 from query_strategies.clustering import MAX_ITERATIONS, sample_by_distance
 from query_strategies.geometry import Points, nearest_squared_distance

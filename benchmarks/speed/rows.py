@@ -10,7 +10,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from benchmarks.timing import Spread
+from benchmarks.speed.timing import Spread
 from reporting.figures import BLUE, ORANGE, png
 from reporting.files import csv_text, write_atomically
 

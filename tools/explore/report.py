@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from html import escape
 
 from data import Splits
-from reporting import exploration_figures as figures
 from reporting.figures import Tile, pixels, shorten
 from reporting.galleries import Card
 from reporting.html_page import cards, page, plot, section, table
-from tools.exploration import (
+from run_folder.reader import Run
+from tools.explore import figures
+from tools.explore.examine import (
     NEAR,
     SPLIT_NAMES,
     Exploration,
@@ -23,7 +24,6 @@ from tools.exploration import (
     pixel_table,
     stores,
 )
-from tools.run_reader import Run
 from training.seeds import make_generator
 
 SAMPLES = 10  # of each class and split

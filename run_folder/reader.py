@@ -1,7 +1,7 @@
 """Opens a finished run folder: settings, data, network, and what was labelled.
 
 `open_run(path)` and, where no data set is needed, `open_model(path)` are what the other tools begin
-with. Whatever is wrong with a folder is one `RunError` of one line.
+with. Whatever is wrong with a folder is one `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import argparse
 import csv
 import dataclasses
 import json
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from torch import Tensor
 from torch.nn.modules.utils import consume_prefix_in_state_dict_if_present
 
 from active_learning import LabeledPool
-from data import DataError, Splits, channel_statistics
-from reporting.run_folder import damaged_files
+from data import Splits, channel_statistics
+from errors import UserError
 from resnet_custom import SplitNetwork
-from training.experiment_config import ConfigError
-from training.hyperparameters import HyperparameterError, Hyperparameters
+from run_folder.writer import damaged_files
+from training.hyperparameters import Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
 from training.precision import compute_dtype
@@ -37,16 +36,12 @@ CHECKPOINTS = ("best", "last")
 SHORTEST_ID = 4
 
 
-class RunError(ValueError):
-    """A request that cannot be served: one line naming the thing, the value and the remedy."""
-
-
 def make_output_folder(folder: Path) -> None:
-    """Make the folder that `--output-dir` names, unless it is there; RunError if that fails."""
+    """Make the folder that `--output-dir` names, unless it is there; UserError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(
+        raise UserError(
             f"--output-dir {folder}: cannot be made ({error.strerror}); name another folder"
         ) from error
 
@@ -93,8 +88,8 @@ def open_model(path: Path, checkpoint: str = "best", data_dir: Path | None = Non
         data_dir: where that data set lies, if not where the run's configuration says.
 
     Raises:
-        RunError: no run, no whole checkpoint, or another data set than the run's.
-        DataError: the data set is needed and cannot be had.
+        UserError: no run, no whole checkpoint, or another data set than the run's.
+        UserError: the data set is needed and cannot be had.
     """
     config, identity = _settings(path)
     hp = _hyperparameters(path, config)
@@ -103,7 +98,7 @@ def open_model(path: Path, checkpoint: str = "best", data_dir: Path | None = Non
     except KeyError:
         facts = _NetworkFacts.from_splits(_load_splits(path, hp, identity, data_dir))
     except (TypeError, ValueError) as error:
-        raise RunError(f"{path}/run.json: damaged ({_line(error)}); name another run") from error
+        raise UserError(f"{path}/run.json: damaged ({_line(error)}); name another run") from error
     return _model(path, hp, identity, facts, checkpoint)
 
 
@@ -149,8 +144,10 @@ class _NetworkFacts:
 def _hyperparameters(path: Path, config: Mapping[str, Any]) -> Hyperparameters:
     try:
         return Hyperparameters.from_mapping(config["hyperparameters"])
-    except (HyperparameterError, KeyError, TypeError) as error:
-        raise RunError(f"{path}/config.yaml: {error}; give a run that this version wrote") from None
+    except (UserError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}/config.yaml: {error}; give a run that this version wrote"
+        ) from None
 
 
 def _load_splits(
@@ -158,7 +155,7 @@ def _load_splits(
 ) -> Splits:
     splits = load_data(hp, data_dir)
     if splits.fingerprint() != identity.get("data"):
-        raise RunError(
+        raise UserError(
             f"{data_dir or hp.data_dir}: its {hp.dataset} is not what {path} was trained on "
             f"(fingerprint {splits.fingerprint()[:12]}, not {str(identity.get('data'))[:12]}); "
             "give the folder of the original by --data-dir"
@@ -189,7 +186,7 @@ def _model(
         pool = LabeledPool(len(learner["labels"]))
         pool.load_state_dict(learner)
     except (RuntimeError, LookupError, TypeError, ValueError) as error:
-        raise RunError(
+        raise UserError(
             f"{path}/checkpoints/{entry['uuid']}: does not fit the run's settings "
             f"({_line(error)}); give a run that this version wrote"
         ) from error
@@ -224,11 +221,11 @@ def _settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
         identity = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise RunError(
+        raise UserError(
             f"{path}: not a run folder ({_line(error)}); name one that model_def.py has written"
         ) from error
     if not isinstance(config, dict) or not isinstance(identity, dict) or "seed" not in identity:
-        raise RunError(f"{path}: config.yaml or run.json is damaged; name another run")
+        raise UserError(f"{path}: config.yaml or run.json is damaged; name another run")
     return config, identity
 
 
@@ -245,14 +242,14 @@ def _checkpoint_entry(path: Path, which: str) -> dict[str, Any]:
         if not named and len(which) >= SHORTEST_ID:
             named = [one for one in entries if one["uuid"].startswith(which)]
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise RunError(
+        raise UserError(
             f"{path}: no checkpoint ({_line(error)}); let the run finish its first round"
         ) from error
     if which in CHECKPOINTS:
         return dict(best if which == "best" else last)
     if len(named) != 1:
         there = ", ".join(f"{one['round']} ({one['uuid'][:8]})" for one in entries)
-        raise RunError(
+        raise UserError(
             f"--checkpoint {which}: {len(named)} checkpoints of {path} are called so; give best, "
             f"last, or a round or id that was kept: {there}"
         )
@@ -266,14 +263,14 @@ def _load_checkpoint(path: Path, entry: Mapping[str, Any]) -> dict[str, Any]:
     digests = entry.get("blake2b")
     damage = damaged_files(folder, digests) if isinstance(digests, dict) else []
     if damage:
-        raise RunError(f"{folder}: missing or damaged ({', '.join(damage)}); {other}")
+        raise UserError(f"{folder}: missing or damaged ({', '.join(damage)}); {other}")
     try:
         state = torch.load(folder / "state_dict.pth", map_location="cpu", weights_only=True)
     # zipfile, pickle and torch raise a dozen types on a bad file, which mean the same here.
     except Exception as error:
-        raise RunError(f"{folder}/state_dict.pth: unreadable ({_line(error)}); {other}") from error
+        raise UserError(f"{folder}/state_dict.pth: unreadable ({_line(error)}); {other}") from error
     if not isinstance(state, dict):
-        raise RunError(f"{folder}/state_dict.pth: holds no checkpoint; {other}")
+        raise UserError(f"{folder}/state_dict.pth: holds no checkpoint; {other}")
     return state
 
 
@@ -282,7 +279,7 @@ def _table(path: Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise RunError(f"{path}: cannot be read ({_line(error)}); name a whole run") from error
+        raise UserError(f"{path}: cannot be read ({_line(error)}); name a whole run") from error
 
 
 def _numbers(row: Mapping[str, str]) -> dict[str, float]:
@@ -310,13 +307,3 @@ def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", default="best", help="best, last, a round, or 4 or more characters of an id"
     )
     parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
-
-
-def one_line_errors(tool: Callable[[], None]) -> int:
-    """Run `tool`; the exit status. A request that cannot be served is one line and status 2."""
-    try:
-        tool()
-    except (RunError, DataError, ConfigError, HyperparameterError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.speed_network import CLASSES, CONFIG
-from benchmarks.speed_rows import Row
-from benchmarks.timing import Spread, run_with_peak
+from benchmarks.speed.network import CLASSES, CONFIG
+from benchmarks.speed.rows import Row
+from benchmarks.speed.timing import Spread, run_with_peak
 
 SCRIPT = CONFIG.parent.parent / "model_def.py"
 SPLITS = {"train": 89_996, "val": 10_004, "test": 7_180}

@@ -14,18 +14,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from errors import exit_status
 from reporting.figures import shorten
 from reporting.files import write_atomically
 from reporting.measures import Estimate
-from tools.evaluation import SPLITS, Evaluation, evaluate_split, report
-from tools.evaluation_report import SCORES, html_report
-from tools.run_reader import (
+from run_folder.reader import (
     Run,
     add_run_arguments,
     make_output_folder,
-    one_line_errors,
     open_run,
 )
+from tools.evaluate.measure import SPLITS, Evaluation, evaluate_split, report
+from tools.evaluate.report import SCORES, html_report
 
 NAME_WIDTH = 32
 
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="val")
     parser.add_argument("--output-dir", type=Path, help="where the report goes")
     arguments = parser.parse_args(argv)
-    return one_line_errors(lambda: evaluate(arguments))
+    return exit_status(lambda: evaluate(arguments))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python -m benchmarks.speed --table                    # the README's tables, from the CSV file
 
 Each figure stands beside that of a straightforward implementation of the same job
-(benchmarks/speed_baseline.py, speed_naive.py), timed in turns with it on the same data: made-up
+(benchmarks/speed/baseline.py, naive.py), timed in turns with it on the same data: made-up
 images of PathMNIST's shape, or PathMNIST from --data-dir. Nothing is downloaded. Sections:
 
     limit       rate of a large matrix product, in the package's and the baseline's precision
@@ -30,12 +30,15 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import speed_memory, speed_network, speed_rows, speed_selection
-from benchmarks.speed_rows import Row
-from benchmarks.timing import machine, versions
+from benchmarks.speed import memory as speed_memory
+from benchmarks.speed import network as speed_network
+from benchmarks.speed import rows as speed_rows
+from benchmarks.speed import selection as speed_selection
+from benchmarks.speed.rows import Row
+from benchmarks.speed.timing import machine, versions
 from reporting.files import write_atomically
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 SECTIONS = ("limit", "training", "scoring", "round", "selection", "memory")
 CPU = speed_network.Size(
     architecture="resnet50",

@@ -11,15 +11,15 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from active_learning import ActiveLearner, SimulatedOracle
-from benchmarks.speed_baseline import Baseline
-from benchmarks.speed_rows import Row
-from benchmarks.timing import Spread, fast_dtype, in_turns, product_rate, seconds
+from benchmarks.speed.baseline import Baseline
+from benchmarks.speed.rows import Row
+from benchmarks.speed.timing import Spread, fast_dtype, in_turns, product_rate, seconds
 from data import ImageStore
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
-CONFIG = Path(__file__).resolve().parent.parent / "configs" / "const.yaml"
+CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "const.yaml"
 PASSES = 6  # of MC dropout
 CLASSES = 9
 # A round of configs/const.yaml on PathMNIST, which a benchmark's round is a part of.
