@@ -1,339 +1,326 @@
-"""The folder that a run off the cluster writes, and goes on from.
-
-config.yaml               the experiment configuration used, searched values drawn
-run.json                  data set, seed, versions: what a resumed run must agree with; classes,
-                          image size and statistics: what predictions need besides the weights; at
-                          the end, why it ended
-metrics.csv               one row per round, all metrics, those of single classes too
-queries.csv               round, dataset index, label given, true label and uncertainty of every
-                          labelled image
-learning_curve.png        accuracy and AUC against labels
-queried_round_*.png       what the round asked for
-self_supervision.csv      step, loss and learning rate before the first round, where asked for
-backbone.safetensors      what came of that; self_supervision.pth while it lasts
-tensorboard/              event files, with each round's pictures unless switched off
-checkpoints/              the last two and the best; checkpoints.json lists them, by round
-"""
+"""The folder that a local run writes, and resumes from. `names.py` lists what is in it."""
 
 from __future__ import annotations
 
-import csv
+import contextlib
+import fcntl
 import hashlib
 import json
 import logging
+import os
 import shutil
-from collections.abc import Mapping
+import socket
+import time
+import uuid
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
+from active_learning import ActiveLearner
 from errors import UserError
 from reporting.figures import contact_sheet, learning_curve
 from reporting.files import csv_text, write_atomically
+from run_folder import names
+from run_folder.checkpoint import progress_of, write_checkpoint
+from run_folder.description import DAMAGE, RunDescription, one_line, read_description
+from run_folder.tables import MetricsTable, read_csv
 from training.stopping import StopReason
 
-FORMAT = 1
-# What reading a damaged JSON or CSV file raises.
-DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError, csv.Error)
-QUERY_COLUMNS = ("round", "index", "label", "class", "true_label", "uncertainty")
+# A damaged latest checkpoint gives way to the one before.
+RESUMABLE_CHECKPOINTS = 2
 
 logger = logging.getLogger(__name__)
 
 
 class RunFolder:
-    """Reads and writes one run folder; see the module's first lines for what is in it."""
+    """Reads and writes one run folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, description: RunDescription) -> None:
         self.path = path
-        self._metrics: dict[int, dict[str, Any]] = {}
-        self._queries: list[tuple[str, ...]] = []
+        self.description = description
         self.checkpoint_entries: list[dict[str, Any]] = []
 
     @classmethod
-    def create(cls, path: Path, config: Mapping[str, Any]) -> RunFolder:
-        """A new folder at `path`, which must be empty or absent.
+    def create(
+        cls, path: Path, config: Mapping[str, Any], description: RunDescription, numbered: bool
+    ) -> RunFolder:
+        """Make a new folder at `path`, whole or not at all.
+
+        Args:
+            numbered: take the next free name, such as `path`-2, where `path` is in use.
 
         Raises:
-            UserError: it holds something, or cannot be written.
+            UserError: `path` is in use or cannot be written.
         """
-        folder = cls(path)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            if path.exists() and (not path.is_dir() or not _empty(path)):
-                raise UserError(
-                    f"--output-dir {path}: exists and is not empty; name a new folder, or go on "
-                    f"with that run by --resume {path}"
-                )
-            path.mkdir(parents=True, exist_ok=True)
-            # First of all, so that a run killed from here on can be gone on with.
-            write_atomically(path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
-            folder._make_subfolders()
+            temporary.mkdir(parents=True)
+            for name in (names.CHECKPOINTS, names.TENSORBOARD):
+                (temporary / name).mkdir()
+            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+            (temporary / names.CONFIG).write_text(text, encoding="utf-8")
+            (temporary / names.DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
+            path = _move_to_free_name(temporary, path, numbered)
         except OSError as error:
             raise UserError(
                 f"--output-dir {path}: cannot be written ({error.strerror}); name another folder"
             ) from error
-        return folder
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return cls(path, description)
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """Raise UserError where `create` could not make a folder at `path`, before any work."""
+        try:
+            in_use = path.exists() and (not path.is_dir() or any(path.iterdir()))
+        except OSError as error:
+            raise UserError(
+                f"--output-dir {path}: cannot be read ({error.strerror}); name another folder"
+            ) from error
+        if in_use:
+            raise UserError(
+                f"--output-dir {path}: exists and is not empty; name a new folder, or resume that "
+                f"run with --resume {path}"
+            )
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, dict[str, Any]]:
-        """The existing run at `path` and its configuration.
+        """The existing run at `path`, and its configuration.
 
         Raises:
-            UserError: there is no run, a damaged one, or one of a newer format.
+            UserError: there is no run, a damaged one, or one of another format.
         """
         try:
-            config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+            config = yaml.safe_load((path / names.CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise UserError(
-                f"--resume {path}: not a run folder ({_one_line(error)}); name one that a run has "
+                f"--resume {path}: not a run folder ({one_line(error)}); name one that a run has "
                 "written"
             ) from error
         if not isinstance(config, dict) or not isinstance(config.get("hyperparameters"), dict):
             raise UserError(
-                f"--resume {path}: config.yaml has no mapping `hyperparameters`; start a new run"
+                f"--resume {path}: {names.CONFIG} has no mapping `hyperparameters`; start a new run"
             )
-        folder = cls(path)
-        for name, read in (
-            ("run.json", folder._check_format),
-            ("metrics.csv", folder._read_metrics),
-            ("queries.csv", folder._read_queries),
-            ("checkpoints.json", folder._read_checkpoints),
-        ):
-            file = path / name
-            try:
-                if file.exists():
-                    read(file)
-            except UserError:
-                raise
-            except DAMAGE as error:
-                raise UserError(
-                    f"--resume {path}: {name} is damaged ({_one_line(error)}); put it back as the "
-                    "run wrote it, or start a new run"
-                ) from error
+        description, _ = read_description(path)
+        folder = cls(path, description)
         try:
-            folder._make_subfolders()
-        except OSError as error:
+            folder._read_checkpoint_list()
+        except DAMAGE as error:
             raise UserError(
-                f"--resume {path}: cannot be written ({error.strerror}); change its permissions, "
-                "or copy it"
+                f"--resume {path}: {names.CHECKPOINT_LIST} is damaged ({one_line(error)}); put it "
+                "back as the run wrote it, or start a new run"
             ) from error
         return folder, config
 
-    def _check_format(self, file: Path) -> None:
-        run = json.loads(file.read_text(encoding="utf-8"))
-        if run["format"] > FORMAT:
-            raise UserError(
-                f"--resume {self.path}: format {run['format']}, written by a newer version; "
-                f"this one reads up to {FORMAT}: go on with the newer one"
-            )
-
-    def _make_subfolders(self) -> None:
-        self.checkpoints.mkdir(exist_ok=True)
-        (self.path / "tensorboard").mkdir(exist_ok=True)
-
-    def check_identity(self, identity: Mapping[str, Any], network: Mapping[str, Any]) -> None:
-        """Write down what this run is about, or compare with what was written down at its start.
-
-        Args:
-            identity: what a resumed run must agree with.
-            network: what it takes, besides configuration and weights, to use the network without
-                the data set; it follows from `identity`.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process. The lock of a process that has died is free again.
 
         Raises:
-            UserError: the run was started with something else, such as another data set.
+            UserError: another process holds it, or the folder cannot be written.
         """
-        file = self.path / "run.json"
-        if not file.exists():
-            versions = {"torch": torch.__version__}
-            content = {
-                "format": FORMAT, **identity, "network": network, "started_with": versions
-            }  # fmt: skip
-            write_atomically(file, json.dumps(content, indent=2) + "\n")
-            return
-        before = json.loads(file.read_text(encoding="utf-8"))
-        for name, value in identity.items():
-            if before.get(name) != value:
+        file = self.path / names.LOCK
+        try:
+            descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise UserError(
+                f"{self.path}: cannot be written ({error.strerror}); change its permissions, or "
+                "copy it"
+            ) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
                 raise UserError(
-                    f"--resume {self.path}: {name} was {before.get(name)!r} and is {value!r} now; "
-                    "resume with what the run was started with"
-                )
-        if "network" not in before:  # an older version did not write it
-            content = {**before, "network": network}
-            write_atomically(file, json.dumps(content, indent=2) + "\n")
+                    f"{self.path}: {holder} works on this run; wait until it ends, or stop it"
+                ) from None
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+            yield
+        finally:
+            os.close(descriptor)
 
-    def discard_unless_begun(self) -> None:
-        """Remove a new run that was refused, so that its name is free for the next attempt."""
-        if not (self.path / "run.json").exists():
-            shutil.rmtree(self.path, ignore_errors=True)
+    # --- tables and pictures ---------------------------------------------------------------
 
-    def record_end(self, uuid: str, reason: StopReason, rounds: int, labels: int) -> None:
-        """Note in run.json that the run ended with checkpoint `uuid`, and why."""
+    def write_metrics(self, metrics: MetricsTable) -> None:
+        """Write metrics.csv."""
+        write_atomically(self.path / names.METRICS, metrics.to_csv())
+
+    def draw_learning_curve(self, metrics: MetricsTable) -> None:
+        """Draw learning_curve.png from the rounds that have been evaluated."""
+        rows = [row for row in metrics.rows.values() if "val_accuracy" in row]
+        write_atomically(self.path / names.LEARNING_CURVE, learning_curve(rows, self.path.name))
+
+    def write_queries(
+        self, queries: str, round_: int, images: Tensor, labels: Tensor, classes: tuple[str, ...]
+    ) -> None:
+        """Write queries.csv, and draw what a round asked for.
+
+        Args:
+            queries: the whole table.
+            images: uint8 [k, C, H, W], the round's labelled images.
+            labels: int64 [k], theirs.
+        """
+        write_atomically(self.path / names.QUERIES, queries)
+        picture = contact_sheet(images, labels, classes, f"Round {round_}: queried images")
+        write_atomically(self.path / f"queried_round_{round_:02d}.png", picture)
+
+    def record_self_supervision(self, metrics: Mapping[str, float]) -> None:
+        """Put `metrics`, with their `step`, into self_supervision.csv.
+
+        Steps that a kill has undone are taken again and end the same; they replace their rows.
+        """
+        file = self.path / names.SELF_SUPERVISION_TABLE
+        rows: dict[int, Mapping[str, Any]] = {int(row["step"]): row for row in read_csv(file)}
+        rows[int(metrics["step"])] = metrics
+        write_atomically(file, csv_text(list(metrics), [list(rows[s].values()) for s in rows]))
+
+    # --- the end of the run ----------------------------------------------------------------
+
+    def record_end(self, reason: StopReason, rounds: int, labels: int) -> None:
+        """Note in run.json that the run ended with its latest checkpoint, and why."""
         end = {
             "stopped_by": reason.rule,
             "reason": reason.text,
             "rounds": rounds,
             "labeled_samples": labels,
-            "checkpoint": uuid,
+            "checkpoint": self.checkpoint_entries[-1]["uuid"],
         }
-        self._write_end(end)
+        self._write_description({"end": end})
 
-    def reason_of_end(self, uuid: str | None) -> str | None:
-        """Why the run ended with checkpoint `uuid`; None if that is not its end."""
-        file = self.path / "run.json"
-        end = json.loads(file.read_text(encoding="utf-8")).get("end") if file.exists() else None
-        return str(end["reason"]) if end and end["checkpoint"] == uuid else None
+    def end(self) -> dict[str, Any] | None:
+        """What `record_end` noted, if the checkpoint of that end is the latest one."""
+        _, content = read_description(self.path)
+        end = content.get("end")
+        latest = self.checkpoint_entries[-1]["uuid"] if self.checkpoint_entries else None
+        return dict(end) if end and end["checkpoint"] == latest else None
 
-    def _write_end(self, end: Mapping[str, Any] | None) -> None:
-        file = self.path / "run.json"
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if content.get("end") != end:
-            content["end"] = end
-            write_atomically(file, json.dumps(content, indent=2) + "\n")
-
-    # --- tables and pictures ---------------------------------------------------------------
-
-    def record_metrics(self, round_: int, metrics: Mapping[str, Any]) -> None:
-        """Add `metrics` to the round's row of metrics.csv."""
-        self._metrics.setdefault(round_, {"round": round_}).update(metrics)
-        columns = list(dict.fromkeys(name for row in self._metrics.values() for name in row))
-        rows = [[row.get(name, "") for name in columns] for row in self._metrics.values()]
-        write_atomically(self.path / "metrics.csv", csv_text(columns, rows))
-
-    def record_self_supervision(self, metrics: Mapping[str, float]) -> None:
-        """Put `metrics`, with their `step`, into self_supervision.csv.
-
-        Steps that a kill made vain are taken again, and end the same: they replace themselves.
-        """
-        file = self.path / "self_supervision.csv"
-        rows: dict[int, Mapping[str, Any]] = {int(row["step"]): row for row in _read_csv(file)}
-        rows[int(metrics["step"])] = metrics
-        write_atomically(file, csv_text(list(metrics), [list(rows[s].values()) for s in rows]))
-
-    def record_query(
-        self,
-        round_: int,
-        indices: Tensor,
-        labels: Tensor,
-        true_labels: Tensor,
-        uncertainty: Tensor | None,
-        images: Tensor,
-        class_names: tuple[str, ...],
-    ) -> None:
-        """Add a round's query to queries.csv and draw it.
-
-        Args:
-            indices, labels, true_labels: int64 [k]; labels are as given, which may be wrong.
-            uncertainty: float [k], nats, or None.
-            images: uint8 [k, C, H, W], the queried ones.
-        """
-        values = [""] * len(indices) if uncertainty is None else uncertainty.tolist()
-        for index, label, truth, value in zip(
-            indices.tolist(), labels.tolist(), true_labels.tolist(), values, strict=True
-        ):
-            text = value if value == "" else f"{value:.6f}"
-            self._queries.append(
-                (str(round_), str(index), str(label), class_names[label], str(truth), text)
-            )
-        write_atomically(self.path / "queries.csv", csv_text(QUERY_COLUMNS, self._queries))
-        picture = contact_sheet(images, labels, class_names, f"Round {round_}: queried images")
-        write_atomically(self.path / f"queried_round_{round_:02d}.png", picture)
-
-    def draw_learning_curve(self) -> None:
-        """Draw learning_curve.png anew from the rounds that have been evaluated."""
-        rows = [row for row in self._metrics.values() if "val_accuracy" in row]
-        title = self.path.name
-        write_atomically(self.path / "learning_curve.png", learning_curve(rows, title))
-
-    def rewind(self, rounds: int) -> None:
-        """Forget what was written of rounds from `rounds` on; they are about to be run again.
-
-        Files that a kill has left half-written go too.
-        """
-        self._metrics = {r: row for r, row in self._metrics.items() if r < rounds}
-        self._queries = [row for row in self._queries if int(row[0]) < rounds]
-        self.checkpoint_entries = [e for e in self.checkpoint_entries if e["round"] < rounds]
-        self._write_end(None)
-        self._delete_unlisted()
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink()
-
-    def _read_metrics(self, file: Path) -> None:
-        for row in _read_csv(file):
-            self._metrics[int(row["round"])] = {
-                name: _number(text) for name, text in row.items() if text != ""
-            }
-
-    def _read_queries(self, file: Path) -> None:
-        rows = _read_csv(file)
-        self._queries = [tuple(row.get(name, "") for name in QUERY_COLUMNS) for row in rows]
-        for row in self._queries:
-            int(row[0])
-
-    def _read_checkpoints(self, file: Path) -> None:
-        entries = json.loads(file.read_text(encoding="utf-8"))
-        self.checkpoint_entries = [
-            {
-                "uuid": str(entry["uuid"]),
-                "round": int(entry["round"]),
-                "val_loss": float(entry["val_loss"]),
-                "blake2b": dict(entry["blake2b"]),
-            }
-            for entry in entries
-        ]
+    def _write_description(self, more: Mapping[str, Any]) -> None:
+        write_atomically(self.path / names.DESCRIPTION, self.description.to_json(more))
 
     # --- checkpoints -----------------------------------------------------------------------
 
     @property
     def checkpoints(self) -> Path:
-        """Where checkpoints are written, a folder each, named by its id."""
-        return self.path / "checkpoints"
+        """The folder of the checkpoints, a folder each, named by its id."""
+        return self.path / names.CHECKPOINTS
 
-    def record_checkpoint(self, uuid: str, round_: int, val_loss: float) -> None:
-        """Take checkpoint `uuid` into the books, and delete all but the last two and the best.
+    def save_checkpoint(self, learner: ActiveLearner, metrics: MetricsTable, queries: str) -> None:
+        """Write a checkpoint, and delete all but the last two and the best.
 
-        The last but one is there for the day when the last, written just before the power went,
-        turns out not to be whole.
+        Raises:
+            UserError: it cannot be written, such as on a full disk; the others are untouched.
         """
-        digests = folder_digests(self.checkpoints / uuid)
-        entry = {"uuid": uuid, "round": round_, "val_loss": val_loss, "blake2b": digests}
-        known = [*self.checkpoint_entries, entry]
-        best = min(known, key=lambda one: one["val_loss"])
-        self.checkpoint_entries = [one for one in known if one is best or one in known[-2:]]
+        identifier = str(uuid.uuid4())
+        temporary = self.checkpoints / f".{identifier}.tmp"
+        try:
+            temporary.mkdir()
+            write_checkpoint(temporary, self.description, learner, metrics, queries)
+            temporary.rename(self.checkpoints / identifier)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise self.not_written("a checkpoint", error) from error
+        goal = self.description.goal
+        progress = progress_of(learner, metrics, goal.metric)
+        entry = {
+            "uuid": identifier,
+            "round": progress.round,
+            "val_loss": progress.val_loss,
+            goal.metric: progress.goal_value,
+            "blake2b": folder_digests(self.checkpoints / identifier),
+        }
+        self._keep_latest_and_best([*self.checkpoint_entries, entry])
+
+    def _keep_latest_and_best(self, entries: list[dict[str, Any]]) -> None:
+        best = best_entry(entries, self.description)
+        latest = entries[-RESUMABLE_CHECKPOINTS:]
+        self.checkpoint_entries = [one for one in entries if one is best or one in latest]
+        without_optimizer = [one for one in self.checkpoint_entries if one not in latest]
+        for one in without_optimizer:
+            one["blake2b"].pop(names.OPTIMIZER, None)
         write_atomically(
-            self.path / "checkpoints.json", json.dumps(self.checkpoint_entries, indent=2) + "\n"
+            self.path / names.CHECKPOINT_LIST, json.dumps(self.checkpoint_entries, indent=2) + "\n"
         )
-        self._delete_unlisted()
+        for one in without_optimizer:
+            (self.checkpoints / one["uuid"] / names.OPTIMIZER).unlink(missing_ok=True)
+        self.delete_unlisted()
 
-    def latest_checkpoint(self) -> str | None:
-        """Id of the newest checkpoint that is whole; None if the run has yet to write one.
+    def latest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole; None if the run has yet to write one.
 
-        The log says which one that is, and what is wrong with newer ones.
+        The log says which one that is, and what is wrong with newer ones. Those are forgotten.
 
         Raises:
             UserError: checkpoints were written and none of them is whole.
         """
-        for entry in sorted(self.checkpoint_entries, key=lambda one: one["round"], reverse=True):
+        entries = list(self.checkpoint_entries)
+        while self.checkpoint_entries:
+            entry = self.checkpoint_entries[-1]
             name = f"{entry['uuid']} of round {entry['round']}"
-            damage = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
-            if not damage:
+            damaged = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
+            resumable = entry in entries[-RESUMABLE_CHECKPOINTS:]
+            if not damaged and resumable:
                 logger.info("newest whole checkpoint: %s", name)
-                return str(entry["uuid"])
-            files = ", ".join(damage)
-            logger.warning("checkpoint %s is damaged (%s); trying the one before", name, files)
-        if self.checkpoint_entries:
+                return self.checkpoints / str(entry["uuid"])
+            if damaged:
+                files = ", ".join(damaged)
+                logger.warning("checkpoint %s is damaged (%s); trying the one before", name, files)
+            self.checkpoint_entries.pop()
+        if entries:
             raise UserError(
                 f"--resume {self.path}: its checkpoints are missing or damaged; start a new run"
             )
         return None
 
-    def _delete_unlisted(self) -> None:
-        """Remove checkpoints that are no longer needed, or were cut off while written."""
+    def restart(self) -> None:
+        """Forget the end of the run, and what a kill has left half-written."""
+        self._write_description({})
+        self.delete_unlisted()
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink()
+
+    def delete_unlisted(self) -> None:
+        """Remove checkpoints that are no longer needed, or were cut off while being written."""
         listed = {entry["uuid"] for entry in self.checkpoint_entries}
-        for folder in self.checkpoints.iterdir():
-            if folder.name not in listed:
-                shutil.rmtree(folder)
+        for entry in self.checkpoints.iterdir():
+            # Whatever else lies here is none of ours.
+            if entry.name not in listed and entry.is_dir() and _is_identifier(entry.name):
+                shutil.rmtree(entry)
+
+    def _read_checkpoint_list(self) -> None:
+        file = self.path / names.CHECKPOINT_LIST
+        if not file.exists():
+            return
+        for entry in json.loads(file.read_text(encoding="utf-8")):
+            if not _is_identifier(str(entry["uuid"])):
+                raise ValueError(f"{entry['uuid']!r} is not a checkpoint's id")
+            self.checkpoint_entries.append(
+                {**entry, "round": int(entry["round"]), "blake2b": dict(entry["blake2b"])}
+            )
+
+    def not_written(self, what: str, error: OSError) -> UserError:
+        """The error for a file that cannot be written."""
+        reason = error.strerror or one_line(error)
+        return UserError(
+            f"{self.path}: {what} cannot be written ({reason}); free some space, then resume with: "
+            f"python model_def.py --resume {self.path}"
+        )
+
+
+def best_entry(entries: list[dict[str, Any]], description: RunDescription) -> dict[str, Any]:
+    """The entry of the checkpoint that is best by the run's goal."""
+    goal = description.goal
+    return min(entries, key=lambda one: goal.cost(one.get(goal.metric)))
+
+
+def default_path(config: Path) -> Path:
+    """Where a new run goes when the user names no folder."""
+    return Path("runs") / f"{config.stem}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
@@ -349,26 +336,28 @@ def folder_digests(folder: Path) -> dict[str, str]:
 
 
 def damaged_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
-    """Names of the files that `folder_digests` found there once and would not find now."""
-    found = folder_digests(folder) if folder.is_dir() else {}
-    return [name for name, digest in expected.items() if found.get(name) != digest]
+    """Names of the files whose content is no longer what `folder_digests` read."""
+    present = folder_digests(folder) if folder.is_dir() else {}
+    return [name for name, digest in expected.items() if present.get(name) != digest]
 
 
-def _empty(folder: Path) -> bool:
-    """Whether nothing is in `folder` but what a start that was killed at once has left."""
-    return all(path.match(".*.tmp") for path in folder.iterdir())
+def _move_to_free_name(folder: Path, path: Path, numbered: bool) -> Path:
+    for number in range(1, 1000):
+        target = path if number == 1 else path.with_name(f"{path.name}-{number}")
+        try:
+            folder.rename(target)  # onto nothing, or onto an empty folder
+        except OSError:
+            if numbered and target.exists():
+                continue
+            raise
+        return target
+    raise FileExistsError(17, "1,000 runs of this name", str(path))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:160] or type(error).__name__
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def _number(text: str) -> float | int:
-    return int(text) if text.lstrip("-").isdigit() else float(text)
+def _is_identifier(name: str) -> bool:
+    """Whether `name` is a checkpoint's id, or that of one being written."""
+    try:
+        uuid.UUID(name.removeprefix(".").removesuffix(".tmp"))
+    except ValueError:
+        return False
+    return True

@@ -15,9 +15,11 @@ import torch
 import yaml
 from hypothesis import HealthCheck, settings
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner, Observer, label_round
 from data import ImageStore, Splits, load_splits
 from training.hyperparameters import Hyperparameters
+from training.metrics import classification_metrics
+from training.oracle import Oracle, Proposal, SimulatedOracle
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -111,9 +113,34 @@ def make_learner(digits: Splits) -> Callable[..., ActiveLearner]:
     def build(seed: int = 0, **changes: Any) -> ActiveLearner:
         train = part(digits.train, 120)
         hp = Hyperparameters.from_mapping(small_values(**changes))
-        return ActiveLearner(hp, train, SimulatedOracle.of_trial(hp, train, seed), seed)
+        return ActiveLearner(hp, train, seed)
 
     return build
+
+
+class Proposals(Observer):
+    """Collects the proposals that were answered."""
+
+    def __init__(self) -> None:
+        self.answered: list[Proposal] = []
+
+    def labelled(self, proposal: Proposal) -> None:
+        self.answered.append(proposal)
+
+
+def query(learner: ActiveLearner, oracle: Oracle | None = None) -> Proposal:
+    """Have the round's images chosen and labelled, by default by the trial's simulated oracle."""
+    proposals = Proposals()
+    if oracle is None:
+        oracle = SimulatedOracle.of_trial(learner.hp, learner.train_store, learner.seed)
+    assert label_round(learner, oracle, proposals)
+    (proposal,) = proposals.answered
+    return proposal
+
+
+def measure(learner: ActiveLearner, store: ImageStore) -> dict[str, float]:
+    """The measures of the learner's network as it is, on `store`."""
+    return classification_metrics(learner.predict(store), store.labels)
 
 
 @pytest.fixture

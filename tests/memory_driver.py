@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 import data
-from active_learning import ActiveLearner, SimulatedOracle, run
+from active_learning import ActiveLearner, run
 from data_sources import disk_images, hdf5
-from tests.conftest import small_values
+from tests.conftest import measure, small_values
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
@@ -50,7 +50,6 @@ def main(data_dir: str, image_size: str, share: str, limit: str) -> None:
             torch.arange(200) % 2,
             ("a", "b"),
         ),
-        SimulatedOracle(store.labels),
         0,
     )
     next(run(warm_up, store, store))
@@ -59,9 +58,9 @@ def main(data_dir: str, image_size: str, share: str, limit: str) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
     splits = load_data(hp)
     splits.fingerprint()
-    learner = ActiveLearner(hp, splits.train, SimulatedOracle(splits.train.labels), 0)
+    learner = ActiveLearner(hp, splits.train, 0)
     assert len(list(run(learner, splits.val, splits.test))) == hp.rounds
-    learner.evaluate(splits.train)
+    measure(learner, splits.train)
     print(status("VmHWM") - before)
 
 

@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from data import ImageStore
-from tests.conftest import small_values
+from tests.conftest import measure, query, small_values
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.oracle import SimulatedOracle
 from training.ranks import ALONE, Ranks
 
 STRATEGIES = ("random", "uncertainty_diversity", "bald")
@@ -75,11 +76,11 @@ def run_round(
     """
     embedded = [] if embedded is None else embedded
     embedded.clear()
-    learner.query()
+    query(learner)
     scored = list(embedded)
     for _ in range(learner.hp.batches_per_round):
         learner.train_step()
-    metrics = learner.evaluate(val)
+    metrics = measure(learner, val)
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
     state = learner.state_dict()
     return {"learner": state, "network": network, "metrics": metrics, "scored": scored}
@@ -115,7 +116,7 @@ def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
         learner.train_network = DistributedDataParallel(learner.network)
     learner.pretrain()
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
-    chosen = learner.query().indices
+    chosen = query(learner).indices
     learner.train_step()
     return {"gradients": gradients, "network": network, "chosen": chosen}
 

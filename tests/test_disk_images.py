@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from data import Splits, channel_statistics, load_splits
 from data_sources import disk_images
 from errors import UserError
-from tests.conftest import ROOT, small_values
+from tests.conftest import ROOT, measure, query, small_values
 from tests.test_learner import assert_same, weights
 from training.hyperparameters import Hyperparameters
 
@@ -74,12 +74,12 @@ def test_a_run_on_mapped_images_is_the_same(data_dir: Path) -> None:
     learners = []
     for share in (0.0, 1.0):
         splits = load(data_dir, share)
-        learner = ActiveLearner(hp, splits.train, SimulatedOracle(splits.train.labels), 0)
+        learner = ActiveLearner(hp, splits.train, 0)
         while not learner.finished:
-            learner.query()
+            query(learner)
             for _ in range(hp.batches_per_round):
                 learner.train_step()
-        learners.append((learner, learner.evaluate(splits.val)))
+        learners.append((learner, measure(learner, splits.val)))
     (one, found), (other, expected) = learners
     assert found == expected
     assert torch.equal(one.pool.acquired_round, other.pool.acquired_round)

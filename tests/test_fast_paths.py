@@ -17,6 +17,7 @@ from torch import Tensor
 from active_learning import ActiveLearner
 from errors import UserError
 from resnet_custom import ARCHITECTURES, SplitNetwork
+from tests.conftest import measure, query
 from training import compilation
 from training.embedding import Embedder, fold_batch_norms
 from training.inference import Inference
@@ -128,7 +129,7 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
     compiled = make_learner(scoring_batch_size=12, compile=True)
     store = eager._train
     for learner in (eager, compiled):
-        learner.query()
+        query(learner)
     assert list(compiled.network.state_dict()) == list(eager.network.state_dict())
     torch._dynamo.utils.counters.clear()
     for _ in range(eager.hp.batches_per_round):
@@ -143,7 +144,7 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
     resumed.network.load_state_dict(compiled.network.state_dict())
     resumed.optimizer.load_state_dict(copy.deepcopy(compiled.optimizer.state_dict()))
     for learner in (compiled, resumed):
-        learner.query()
+        query(learner)
         learner.train_step()
     assert torch.equal(resumed.pool.labels, compiled.pool.labels)
     for name, value in compiled.network.state_dict().items():
@@ -151,7 +152,7 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
     # From the same weights and pool, the scores are the same.
     eager.load_state_dict(compiled.state_dict())
     compiled.network.load_state_dict(eager.network.state_dict())
-    assert compiled.evaluate(store) == pytest.approx(eager.evaluate(store), rel=1e-4)
+    assert measure(compiled, store) == pytest.approx(measure(eager, store), rel=1e-4)
     expected, found = eager._score(2), compiled._score(2)
     assert expected.probabilities is not None
     assert found.probabilities is not None

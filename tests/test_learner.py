@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from active_learning import ActiveLearner, LabeledPool, SimulatedOracle, run
+from active_learning import ActiveLearner, run
 from data import ImageStore, Splits, normalise
 from query_strategies import STRATEGIES
-from tests.conftest import part, small_values
+from tests.conftest import part, query, small_values
 from training.augmentation import Augmentation
 from training.hyperparameters import Hyperparameters
+from training.oracle import SimulatedOracle
 
 Build = Callable[..., ActiveLearner]
 AS_THEY_ARE = {"crop_padding": 0, "colour_jitter": 0.0, "stain_jitter": 0.0}
@@ -58,11 +59,11 @@ class TestWhatIsTrainedOn:
     def test_pixels_trained_on_are_those_queried_so_far(self, make_learner: Build) -> None:
         # 30 batches of 8 make at least one whole pass over each round's labelled set.
         learner = make_learner(batches_per_round=30, **AS_THEY_ARE)
-        pool = normalise(learner._train.images, learner.mean, learner.std)
+        pool = normalise(learner.train_store.images, learner.mean, learner.std)
         seen = watch_inputs(learner)
         queried: set[int] = set()
         while not learner.finished:
-            queried |= set(learner.query().indices.tolist())
+            queried |= set(query(learner).indices.tolist())
             seen.clear()
             train_round(learner)
             images = torch.cat(seen)
@@ -83,7 +84,7 @@ class TestWhatIsTrainedOn:
 
         monkeypatch.setattr(Augmentation, "batch", spy)
         for round_ in range(3):
-            learner.query()
+            query(learner)
             used.clear()
             train_round(learner)
             acquired = learner.pool.acquired_round
@@ -93,7 +94,7 @@ class TestWhatIsTrainedOn:
 
     def test_each_pass_shows_every_labelled_image_once(self, make_learner: Build) -> None:
         learner = make_learner(batches_per_round=5, batch_size=8, initial_labeled_size=20)
-        learner.query()
+        query(learner)
         learner.train_step()
         order = learner._batches.flatten().tolist()
         assert sorted(order[:20]) == sorted(order[20:40]) == learner.pool.labelled.tolist()
@@ -101,9 +102,9 @@ class TestWhatIsTrainedOn:
 
     def test_targets_are_the_oracles_answers(self, make_learner: Build) -> None:
         learner = make_learner()
-        wrong = (learner._train.labels + 1) % 10
+        wrong = (learner.train_store.labels + 1) % 10
         learner._oracle = SimulatedOracle(wrong)
-        learner.query()
+        query(learner)
         learner.train_step()
         labelled = learner.pool.labelled
         assert torch.equal(learner._targets[labelled], wrong[labelled])
@@ -117,11 +118,11 @@ class TestQuery:
         learner = make_learner(query_strategy=name)
         before: set[int] = set()
         for size in learner.query_sizes:
-            query = learner.query()
+            query = query(learner)
             indices = query.indices.tolist()
             assert len(indices) == len(set(indices)) == size
             assert before.isdisjoint(indices)
-            assert torch.equal(query.labels, learner._train.labels[query.indices])
+            assert torch.equal(query.labels, learner.train_store.labels[query.indices])
             before |= set(indices)
             train_round(learner)
         assert sorted(before) == learner.pool.labelled.tolist()
@@ -132,20 +133,20 @@ class TestQuery:
         # No position in the pool may be taken for a dataset index: with all but the last images
         # labelled, positions and indices have nothing in common.
         learner = make_learner(candidate_pool_size=0, samples_to_label=10)
-        learner.query()
+        query(learner)
         train_round(learner)
         rest = learner.pool.unlabelled[:-30]
         learner.pool.add(rest, learner._oracle(rest), 0)
-        query = learner.query()
+        query = query(learner)
         assert set(query.indices.tolist()) <= set(range(90, 120))
 
     def test_scoring_leaves_network_and_random_streams_alone(self, make_learner: Build) -> None:
         learner = make_learner()
-        learner.query()
+        query(learner)
         train_round(learner)
         before = weights(learner)
         streams = torch.get_rng_state(), numpy_stream(), random.getstate()
-        learner.query()
+        query(learner)
         assert_same(before, weights(learner))
         assert torch.equal(streams[0], torch.get_rng_state())
         assert (streams[1] == numpy_stream()).all()
@@ -154,18 +155,20 @@ class TestQuery:
     def test_training_and_building_use_no_global_randomness(self, make_learner: Build) -> None:
         before = torch.get_rng_state()
         learner = make_learner()
-        learner.query()
+        query(learner)
         learner.train_step()
         assert torch.equal(before, torch.get_rng_state())
 
     def test_scores_are_those_of_a_plain_evaluation(self, make_learner: Build) -> None:
         learner = make_learner(uncertainty="softmax", query_strategy="margin", precision="float32")
-        learner.query()
+        query(learner)
         train_round(learner)
         scores = learner._score(1)
         learner.network.eval()
         with torch.no_grad():
-            images = normalise(learner._train.images[scores.candidates], learner.mean, learner.std)
+            images = normalise(
+                learner.train_store.images[scores.candidates], learner.mean, learner.std
+            )
             expected = learner.network(images).softmax(1)
         assert scores.probabilities is not None
         torch.testing.assert_close(scores.probabilities[0], expected, atol=1e-5, rtol=1e-4)
@@ -173,9 +176,9 @@ class TestQuery:
 
     def test_uncertainty_belongs_to_the_queried_images(self, make_learner: Build) -> None:
         learner = make_learner(query_strategy="entropy", candidate_pool_size=0)
-        learner.query()
+        query(learner)
         train_round(learner)
-        query = learner.query()
+        query = query(learner)
         assert query.uncertainty is not None
         assert query.candidates_uncertainty is not None
         # Entropy sampling takes the most uncertain, most uncertain first.
@@ -184,7 +187,7 @@ class TestQuery:
 
     def test_report_counts_classes(self, make_learner: Build) -> None:
         learner = make_learner()
-        query = learner.query()
+        query = query(learner)
         metrics = query.metrics(learner.pool.labels[learner.pool.labelled], ("a",) * 9 + ("j",))
         assert metrics["query_size"] == metrics["labeled_samples"] == 10
         assert metrics["queried_j"] == int((query.labels == 9).sum())
@@ -232,10 +235,10 @@ class TestSchedule:
 
 class TestBetweenRounds:
     def second_round(self, learner: ActiveLearner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        learner.query()
+        query(learner)
         train_round(learner)
         before = weights(learner)
-        learner.query()
+        query(learner)
         return before, weights(learner)
 
     def test_keep(self, make_learner: Build) -> None:
@@ -265,7 +268,7 @@ class TestExactResume:
         def go(learner: ActiveLearner, until: int) -> None:
             while learner.step < until:
                 if learner.query_due:
-                    learner.query()
+                    query(learner)
                 learner.train_step()
 
         whole = make_learner(between_rounds="shrink_and_perturb")
@@ -289,9 +292,9 @@ class TestExactResume:
 
     def test_seeds_decide_everything(self, make_learner: Build) -> None:
         one, same, other = make_learner(seed=1), make_learner(seed=1), make_learner(seed=2)
-        first = one.query().indices
-        assert torch.equal(first, same.query().indices)
-        assert not torch.equal(first, other.query().indices)
+        first = query(one).indices
+        assert torch.equal(first, query(same).indices)
+        assert not torch.equal(first, query(other).indices)
         assert_same(weights(one), weights(same))
         assert not torch.equal(one.network.classifier.weight, other.network.classifier.weight)
 
@@ -331,8 +334,8 @@ def test_grey_and_colour_images_train(digits: Splits) -> None:
     colour = ImageStore(grey.images.repeat(1, 3, 1, 1), grey.labels, grey.class_names)
     hp = Hyperparameters.from_mapping(small_values(stain_jitter=0.1, label_budget=40))
     for store in (grey, colour):
-        learner = ActiveLearner(hp, store, SimulatedOracle(store.labels), 0)
-        learner.query()
+        learner = ActiveLearner(hp, store, 0)
+        query(learner)
         learner.train_step()
         loss, _, count = learner.meter.take()
         assert 0 < loss / count < 10

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 import model_def
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from data import ImageStore, Splits
-from tests.conftest import ROOT, SMALL, part, small_values
+from tests.conftest import ROOT, SMALL, part, query, small_values
 from training.hyperparameters import Hyperparameters
 from training.label_noise import KINDS, confusion_shares, noisy_labels
+from training.oracle import SimulatedOracle
 
 Build = Callable[..., ActiveLearner]
 
@@ -120,7 +121,7 @@ def test_a_learner_counts_what_was_wrong_and_what_it_cost(
 ) -> None:
     learner = make_learner(label_noise=0.5, seconds_per_label=90.0)
     for labels in (10, 16, 22):
-        query = learner.query()
+        query = query(learner)
         assert torch.equal(query.true_labels, digits.train.labels[query.indices])
         assert torch.equal(learner.pool.labels[query.indices], query.labels)
         given = learner.pool.labels[learner.pool.labelled]

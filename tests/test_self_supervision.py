@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import tools.pretrain
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from data import Splits
 from errors import UserError
-from tests.conftest import ROOT, SMALL, small_values
+from tests.conftest import ROOT, SMALL, query, small_values
 from tests.reliability import processes
 from training.backbone_file import backbone_bytes
 from training.hyperparameters import Hyperparameters
@@ -159,7 +159,7 @@ class TestInARun:
             assert not torch.equal(learnt[name], weights(plain)[name])
         head = learner.network.classifier.state_dict()
         assert processes.same(head, plain.network.classifier.state_dict())
-        learner.query()
+        query(learner)
         assert processes.same(weights(learner), learnt)
         assert learner.pretraining is None
 
@@ -167,7 +167,7 @@ class TestInARun:
         def go(learner: ActiveLearner, until: int) -> None:
             while learner.step < until:
                 if learner.query_due:
-                    learner.query()
+                    query(learner)
                 learner.train_step()
 
         learner = make_learner(**STEPS, between_rounds="reset")
@@ -181,7 +181,7 @@ class TestInARun:
         for one in (learner, resumed):
             go(one, 3)
             assert not processes.same(weights(one), learnt)
-            one.query()
+            query(one)
             assert processes.same(weights(one), learnt)
         go(learner, 6)
         go(resumed, 6)
@@ -193,7 +193,7 @@ class TestInARun:
         learner.pretrain()
         learnt = weights(learner)
         assert not torch.equal(before["conv1.weight"], learnt["conv1.weight"])
-        learner.query()
+        query(learner)
         learner.train_step()
         assert processes.same(weights(learner), learnt)
 
@@ -234,14 +234,12 @@ class TestFile:
         learner = ActiveLearner(
             Hyperparameters.from_mapping(values),
             digits.train,
-            SimulatedOracle(digits.train.labels),
             0,
         )
         learner.pretrain()
         started = ActiveLearner(
             Hyperparameters.from_mapping(small_values(pretrained_backbone=str(whole))),
             digits.train,
-            SimulatedOracle(digits.train.labels),
             0,
         )
         assert processes.same(weights(started), weights(learner))

@@ -14,7 +14,7 @@ import torch
 import model_def
 from active_learning import ActiveLearner, run
 from data import Splits
-from tests.conftest import ROOT, SMALL, part, small_values
+from tests.conftest import ROOT, SMALL, part, query, small_values
 from tests.reliability.processes import read_rows
 from training.hyperparameters import Hyperparameters
 from training.stopping import RoundResult, reason_to_stop
@@ -119,11 +119,11 @@ def test_the_uncertainty_is_that_of_the_next_query(make_learner: Build, digits: 
 def test_results_travel_in_the_state_and_are_not_counted_twice(make_learner: Build) -> None:
     settings = {"stop_after_rounds_without_gain": 1, "stop_below_uncertainty": 1e-9}
     learner, restored = make_learner(**settings), make_learner(**settings)
-    learner.query()
+    query(learner)
     learner.step = learner.hp.batches_per_round
     for _ in range(2):  # as where a run is cut off between validation and checkpoint
         assert learner.end_round({"loss": 0.7, "accuracy": 0.1}) is None
-    learner.query()
+    query(learner)
     learner.step *= 2
     assert len(learner.results) == 1
     reason = learner.end_round({"loss": 0.7, "accuracy": 0.1})

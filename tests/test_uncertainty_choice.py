@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 import model_def
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from data import Splits
 from query_strategies import STRATEGIES, predictive_entropy
 from run_folder.reader import open_run
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, query
 from tools import predict
 from training.augmentation import Augmentation
 from training.inference import query_passes
@@ -29,7 +29,7 @@ EVERYTHING = Augmentation(True, 2, 0.2, 0.1)
 
 def trained(learner: ActiveLearner) -> ActiveLearner:
     """After its first round."""
-    learner.query()
+    query(learner)
     for _ in range(learner.hp.batches_per_round):
         learner.train_step()
     return learner
@@ -61,10 +61,10 @@ def test_passes_are_those_of_an_obvious_implementation(make_learner: Build) -> N
     augmentation = Augmentation.of_trial(learner.hp)
     learner.network.eval()
     for place, index in enumerate(scores.candidates[:10]):
-        looks = [learner._train.images[index].float()[None] / 255]
+        looks = [learner.train_store.images[index].float()[None] / 255]
         for seed in seeds:
             generator = torch.Generator().manual_seed(seed)
-            looks.append(augmentation.batch(learner._train.images, index[None], generator))
+            looks.append(augmentation.batch(learner.train_store.images, index[None], generator))
         for number, look in enumerate(looks):
             with torch.no_grad():
                 expected = learner.network((look - learner.mean) / learner.std).softmax(1)[0]
@@ -79,7 +79,7 @@ def test_batches_make_no_difference(uncertainty: str, make_learner: Build) -> No
         trained(make_learner(uncertainty=uncertainty, scoring_batch_size=size)) for size in (40, 7)
     )
     torch.testing.assert_close(probabilities(one), probabilities(other), atol=1e-5, rtol=1e-4)
-    assert torch.equal(one.query().indices, other.query().indices)
+    assert torch.equal(query(one).indices, query(other).indices)
 
 
 @pytest.mark.parametrize("uncertainty", [TTA, "mc_dropout"])
@@ -110,11 +110,11 @@ def test_first_view_is_the_plain_softmax(make_learner: Build) -> None:
 @pytest.mark.parametrize("name", sorted(n for n, s in STRATEGIES.items() if s.stochastic))
 def test_strategies_that_need_disagreement_take_views(name: str, make_learner: Build) -> None:
     learner = trained(make_learner(query_strategy=name, uncertainty=TTA))
-    by_views = learner.query().indices
+    by_views = query(learner).indices
     assert len(by_views.unique()) == 6
     if name == "bald":
         other = trained(make_learner(query_strategy=name, uncertainty="mc_dropout"))
-        assert not torch.equal(by_views, other.query().indices)
+        assert not torch.equal(by_views, query(other).indices)
 
 
 def test_predictions_are_as_uncertain_as_queries(tmp_path: Path, digits: Splits) -> None:
@@ -124,7 +124,7 @@ def test_predictions_are_as_uncertain_as_queries(tmp_path: Path, digits: Splits)
     values = [f"hyperparameters.{name}={value}" for name, value in settings.items()]
     assert model_def.main([*arguments, "--set", *values]) == 0
     run = open_run(folder)
-    learner = ActiveLearner(run.hp, digits.train, SimulatedOracle(digits.train.labels), run.seed)
+    learner = ActiveLearner(run.hp, digits.train, run.seed)
     learner.network.load_state_dict(run.inference.network.state_dict())
     learner.pool.acquired_round = run.pool.acquired_round
     scores = learner._score(run.round + 1)

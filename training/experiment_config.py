@@ -7,6 +7,7 @@ hyperparameter that a search would choose, in the notation of Determined's own c
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any
 import yaml
 
 from errors import UserError
+
+logger = logging.getLogger("active_learning")
 
 SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
 
@@ -128,3 +131,22 @@ def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) 
         return float(base ** generator.uniform(low, high))
     except OverflowError:
         raise UserError(f"hyperparameters.{name}: {base} ** {high} is no number") from None
+
+
+def drawn_config(config: dict[str, Any], log: bool) -> dict[str, Any]:
+    """`config` with one value for each hyperparameter that a search would choose.
+
+    Raises:
+        UserError: there is no usable reproducibility.experiment_seed, or a range is wrong.
+    """
+    seed = (config.get("reproducibility") or {}).get("experiment_seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise UserError(
+            f"reproducibility.experiment_seed: {seed!r} is not a whole number from 0 to "
+            "2**31 - 1; give one, such as 0"
+        )
+    values, drawn = sample(config["hyperparameters"], seed)
+    if drawn and log:
+        text = ", ".join(f"{name}: {values[name]}" for name in drawn)
+        logger.info("one sample of the search space, drawn with seed %d: %s", seed, text)
+    return {**config, "hyperparameters": values}

@@ -219,6 +219,16 @@ class Hyperparameters:
                 f"torchvision:{self.architecture}"
             )
 
+    def check_ranks(self, ranks: int) -> None:
+        """Raise UserError where `ranks` data-parallel processes cannot share a batch evenly."""
+        for name in ("batch_size", "self_supervised_batch_size"):
+            size = getattr(self, name)
+            if size % ranks:
+                raise UserError(
+                    f"hyperparameters.{name}: {size} cannot be shared by {ranks} processes; "
+                    f"make it a multiple of {ranks}"
+                )
+
     def query_sizes(self, pool_size: int) -> tuple[int, ...]:
         """How many images each round labels: until rounds, budget or pool are used up.
 

@@ -1,4 +1,7 @@
-"""Loss, accuracy and AUC as MedMNIST defines them, computed where the predictions are."""
+"""Measures of predictions, computed on the device that holds them.
+
+Accuracy and AUC are those that MedMNIST defines.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+CALIBRATION_BINS = 15  # of equal width, as in Guo et al. 2017, arXiv 1706.04599
+
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """`loss` (cross-entropy, nats), `accuracy` and `auc` of logits [N, C] for labels int64 [N].
+    """Measures of logits [N, C] for labels int64 [N]; one transfer to the host, at the end.
 
-    Accuracy and AUC equal those of `medmnist.Evaluator` on softmax probabilities. One transfer to
-    the host, at the end.
+    - `loss`: cross-entropy, nats.
+    - `accuracy`, `auc`: equal to those of `medmnist.Evaluator` on softmax probabilities.
+    - `ece`: expected calibration error.
+    - `worst_recall`: the lowest recall of any class that has images.
     """
     logits = logits.float()
+    probabilities = logits.softmax(1)
     loss = F.cross_entropy(logits, labels)
     accuracy = (logits.argmax(1) == labels).float().mean()
-    auc = macro_auc(logits.softmax(1), labels)
-    values = torch.stack([loss.double(), accuracy.double(), auc]).tolist()
-    return dict(zip(("loss", "accuracy", "auc"), values, strict=True))
+    auc = macro_auc(probabilities, labels)
+    ece = expected_calibration_error(probabilities, labels)
+    worst = recalls(logits, labels).nan_to_num(nan=1.0).min()
+    values = torch.stack([loss.double(), accuracy.double(), auc, ece, worst]).tolist()
+    return dict(zip(("loss", "accuracy", "auc", "ece", "worst_recall"), values, strict=True))
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Mean gap between confidence and accuracy over bins of confidence; float64 scalar.
+
+    Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning".
+    """
+    confidence, predicted = probabilities.max(1)
+    bins = (confidence * CALIBRATION_BINS).long().clamp(max=CALIBRATION_BINS - 1)
+    gap = (predicted == labels).double() - confidence.double()
+    sums = torch.zeros(CALIBRATION_BINS, dtype=torch.float64, device=labels.device)
+    return sums.index_add_(0, bins, gap).abs().sum() / len(labels)
+
+
+def recalls(logits: Tensor, labels: Tensor) -> Tensor:
+    """Share of each class's images that are recognised: float64 [C]; NaN for a class without."""
+    classes = logits.shape[1]
+    correct = (logits.argmax(1) == labels).double()
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.bincount(labels, weights=correct, minlength=classes).double() / counts
 
 
 def macro_auc(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -59,8 +89,8 @@ class TrainingMeter:
         self._sums[1] += correct
         self._sums[2] += count
 
-    def take(self) -> tuple[float, float, float]:
-        """(summed loss, correct images, images) since the last call; one host transfer."""
-        loss, correct, count = self._sums.tolist()
+    def take(self) -> Tensor:
+        """[summed loss, correct images, images] since the last call: float32 [3], on the device."""
+        sums = self._sums.clone()
         self._sums.zero_()
-        return loss, correct, count
+        return sums

@@ -56,6 +56,12 @@ class Ranks:
         ):
             gradient.copy_(values.view_as(gradient))
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of all ranks' `values`, on every rank."""
+        if self.size > 1:
+            torch.distributed.all_reduce(values)
+        return values
+
     def agree(self, tensor: Tensor) -> Tensor:
         """The first rank's `tensor`, on every rank; all bring one of the same shape and type."""
         if self.size > 1:

@@ -10,17 +10,20 @@ from __future__ import annotations
 
 import copy
 import io
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from data import release
-from errors import UserError
+from errors import DivergedError, UserError
 from resnet_custom import SplitNetwork
 from training.hyperparameters import Hyperparameters
 from training.optimisation import learning_rate, make_optimizer
 from training.ranks import ALONE, Ranks
+from training.scoring import Progress
 from training.seeds import make_generator
 from training.views import Views
 
@@ -107,6 +110,36 @@ class SelfSupervision:
             hp.self_supervised_learning_rate,
             hp.warmup_fraction,
         )
+
+    def train(self, report: Callable[[dict[str, float]], bool], progress: Progress) -> bool:
+        """Take the steps that are left.
+
+        Args:
+            report: gets `report`'s metrics after every `reporting_period` steps and after the last
+                one; a False from it interrupts the training.
+            progress: shows how far it is.
+
+        Returns:
+            False where `report` has interrupted it.
+
+        Raises:
+            DivergedError: the loss is not finite.
+        """
+        steps = range(self.step, self.hp.self_supervised_steps)
+        for _ in progress(steps, "learning without labels"):
+            self.train_step()
+            if self.step % self.hp.reporting_period and not self.finished:
+                continue
+            metrics = self.report()
+            if not math.isfinite(metrics["loss"]):
+                raise DivergedError(
+                    f"the self-supervised loss is {metrics['loss']} by step {self.step}; lower "
+                    "hyperparameters.self_supervised_learning_rate: "
+                    f"{self.hp.self_supervised_learning_rate}"
+                )
+            if not report(metrics) and not self.finished:
+                return False
+        return True
 
     def train_step(self) -> None:
         """One step of the optimizer on the next batch of images."""

@@ -28,18 +28,22 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class StopReason:
-    """rule: target, no_gain, low_uncertainty, budget or rounds; text: the same in a sentence."""
+    """rule: target, no_gain, low_uncertainty, budget, rounds or pool; text: a sentence for it."""
 
     rule: str
     text: str
 
 
 def reason_to_stop(
-    hp: Hyperparameters, query_sizes: Sequence[int], results: Sequence[RoundResult]
+    hp: Hyperparameters,
+    query_sizes: Sequence[int],
+    results: Sequence[RoundResult],
+    pool_exhausted: bool,
 ) -> StopReason | None:
     """Why a run is over after the rounds of `results`; None while it goes on.
 
-    Budget and rounds apart, each rule is off where its hyperparameter is 0:
+    A run always ends with its budget, its rounds or the pool (`pool_exhausted`: every image is
+    labelled or skipped). Each further rule is off where its hyperparameter is 0:
 
     - `stop_at_val_accuracy`: the last round reached this accuracy.
     - `stop_after_rounds_without_gain`: none of so many last rounds came below the lowest val_loss
@@ -77,6 +81,8 @@ def reason_to_stop(
             f"stop_below_uncertainty: {hp.stop_below_uncertainty}",
         )
     if len(results) < len(query_sizes):
+        if pool_exhausted:
+            return StopReason("pool", "every image of the pool is labelled or skipped")
         return None
     if sum(query_sizes) >= hp.label_budget:
         return StopReason("budget", f"label_budget: {hp.label_budget} is spent")

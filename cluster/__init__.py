@@ -1,0 +1,1 @@
+"""Runs a trial on a Determined cluster. Only this package imports `determined`."""

@@ -1,0 +1,1 @@
+"""Runs a trial on this machine, without Determined: one process, or several under torchrun."""

@@ -1,0 +1,172 @@
+"""Runs, or resumes, a trial on this machine. `active_learning.run` is the loop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from active_learning import ActiveLearner, run
+from data import Splits
+from errors import OK, UserError
+from local import process_group
+from local.observer import LocalObserver
+from reporting.progress import progress_bar
+from reporting.start import log_start
+from run_folder.checkpoint import restore_checkpoint
+from run_folder.description import Goal, RunDescription
+from run_folder.names import BACKBONE, UNFINISHED_BACKBONE
+from run_folder.writer import RunFolder, default_path
+from training.backbone_file import read_backbone
+from training.compilation import check_compilation
+from training.devices import check_devices
+from training.experiment_config import drawn_config, load, override
+from training.hyperparameters import Hyperparameters
+from training.loading import evaluated_part, load_data
+from training.oracle import SimulatedOracle
+from training.ranks import Ranks
+
+# torchrun ends all ranks when one fails. The others wait for it this long, so that a mistake that
+# all of them meet is printed once.
+SECONDS_FOR_FIRST_RANK = 5
+
+logger = logging.getLogger("active_learning")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for: a new run of `config`, or to resume the run at `resume`.
+
+    data_dir: in place of hyperparameters.data_dir.
+    output_dir: the run folder to make.
+    settings: NAME=VALUE texts that change the configuration.
+    """
+
+    config: Path
+    resume: Path | None = None
+    data_dir: Path | None = None
+    output_dir: Path | None = None
+    settings: tuple[str, ...] = ()
+
+
+def run_locally(request: Request) -> int:
+    """Do what `request` asks for; the exit status.
+
+    Raises:
+        UserError: a mistake of the user, before any training, or one that ends the training.
+    """
+    check_devices(os.environ, 0, process_group.processes_on_this_machine())
+    ranks, device = process_group.join()
+    try:
+        with contextlib.ExitStack() as cleanup:
+            return _run(request, ranks, device, cleanup)
+    except UserError:
+        if ranks.rank > 0:
+            time.sleep(SECONDS_FOR_FIRST_RANK)
+        raise
+    finally:
+        process_group.leave()
+
+
+def _run(
+    request: Request, ranks: Ranks, device: torch.device, cleanup: contextlib.ExitStack
+) -> int:
+    first = ranks.rank == 0
+    folder: RunFolder | None = None
+    if request.resume is not None:
+        folder, config = RunFolder.open(request.resume)
+        end = folder.end()
+        if end is not None:
+            if first:
+                logger.info(
+                    "nothing left to do: the run is finished after %d rounds (%s)",
+                    end["rounds"], end["reason"],
+                )  # fmt: skip
+            return OK
+        if first:
+            cleanup.enter_context(folder.locked())
+    else:
+        config = drawn_config(override(load(request.config), request.settings), log=first)
+        if request.data_dir is not None:
+            config["hyperparameters"]["data_dir"] = str(request.data_dir)
+        if request.output_dir is not None:
+            RunFolder.check_new(request.output_dir)
+    hp = Hyperparameters.from_mapping(config["hyperparameters"])
+    hp.check_ranks(ranks.size)
+    if hp.compile:
+        check_compilation(device)
+
+    splits = load_data(hp, request.data_dir)
+    learner = make_learner(hp, splits, config, ranks, device)
+    description = RunDescription.of_trial(learner, splits, Goal.of_config(config))
+    if folder is None:
+        path = request.output_dir or default_path(request.config)
+        if first:
+            folder = RunFolder.create(path, config, description, request.output_dir is None)
+            cleanup.enter_context(folder.locked())
+    else:
+        difference = folder.description.difference(description)
+        if difference is not None:
+            raise UserError(
+                f"--resume {folder.path}: {difference}; resume with what the run was started with"
+            )
+
+    val, test = (
+        evaluated_part(split, hp.evaluation_size).to(device) for split in (splits.val, splits.test)
+    )
+    oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
+    observer = LocalObserver(learner, splits, val, test, oracle, folder if first else None, ranks)
+    cleanup.callback(observer.close)
+    # The first rank alone looks after the folder; the others hear from it.
+    path = process_group.from_first_rank(folder.path if folder else Path(), ranks)
+    checkpoint = folder.latest_checkpoint() if folder and first else None
+    checkpoint = process_group.from_first_rank(checkpoint, ranks)
+    if checkpoint is not None:
+        observer.resume_with(restore_checkpoint(checkpoint, learner))
+    else:
+        _restore_pretraining(learner, path)
+    if first:
+        assert folder is not None
+        folder.restart()
+        log_start(learner, splits, len(val), len(test))
+        logger.info("run folder: %s", path)
+    learner.train_network = process_group.parallel(learner.network, ranks, device)
+    try:
+        for evaluation in run(learner, oracle, val, test, observer):
+            observer.evaluated(evaluation)
+    except KeyboardInterrupt:
+        if first:
+            logger.info("stopped; resume with: python model_def.py --resume %s", path)
+        raise
+    if first:
+        logger.info("finished: %s", path)
+    return OK
+
+
+def make_learner(
+    hp: Hyperparameters,
+    splits: Splits,
+    config: Mapping[str, Any],
+    ranks: Ranks,
+    device: torch.device,
+) -> ActiveLearner:
+    """The learner of a trial; its seed is `hp.seed`, or the experiment's where that is -1."""
+    seed = config["reproducibility"]["experiment_seed"] if hp.seed == -1 else hp.seed
+    return ActiveLearner(hp, splits.train.to(device), int(seed), ranks, progress_bar(ranks))
+
+
+def _restore_pretraining(learner: ActiveLearner, path: Path) -> None:
+    """Continue self-supervision from what the run folder holds of it, if it holds any."""
+    if learner.pretraining is None:
+        return
+    if (path / BACKBONE).exists():
+        learner.start_from(read_backbone(path / BACKBONE, learner.network))
+    elif (path / UNFINISHED_BACKBONE).exists():
+        learner.pretraining.load((path / UNFINISHED_BACKBONE).read_bytes())

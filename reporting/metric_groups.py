@@ -1,0 +1,141 @@
+"""The numbers that a round reports, by metric group: few enough to read in the WebUI.
+
+| group | when | what |
+| --- | --- | --- |
+| training | every few steps | loss, accuracy, learning rate |
+| active_learning | the labels of a round have come | what the query cost and what it looks like |
+| validation, test | a round is over | loss, accuracy, AUC, calibration, worst class |
+| learning_curve | a round is over | accuracy and AUC by number of labels |
+
+The WebUI takes a metric named `epochs` for its Epoch axis. It is the number of rounds in all groups
+but `learning_curve`, where it is the number of labels. Figures of single classes go to metrics.csv
+only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from active_learning import Evaluation
+from training.metrics import recalls
+from training.oracle import Proposal
+from training.pool import Pool
+
+
+def training_metrics(
+    loss_sum: float, correct: float, images: float, learning_rate: float
+) -> dict[str, float]:
+    """Mean loss and accuracy over the `images` trained on since the last report."""
+    return {
+        "loss": loss_sum / images,
+        "accuracy": correct / images,
+        "learning_rate": learning_rate,
+    }
+
+
+def query_metrics(
+    proposal: Proposal, pool: Pool, classes: int, minutes: float, truth: Tensor | None
+) -> dict[str, float]:
+    """What a query cost and what it looks like, for the group `active_learning`.
+
+    `class_imbalance` is the size of the largest class among all labels over that of the smallest,
+    counting an absent class as one image. `wrong_labels` are those that differ from `truth`.
+
+    Args:
+        truth: true labels, int64 [N], where a simulated oracle knows them.
+    """
+    labelled = pool.labelled
+    counts = torch.bincount(pool.labels[labelled], minlength=classes)
+    metrics: dict[str, float] = {
+        "query_size": len(proposal.indices),
+        "labeled_samples": len(labelled),
+        "annotation_minutes": minutes,
+        "query_seconds": proposal.seconds,
+        "class_imbalance": float(counts.max() / counts.min().clamp(min=1)),
+    }
+    if len(pool.skipped):
+        metrics["skipped_samples"] = len(pool.skipped)
+    if truth is not None:
+        metrics["wrong_labels"] = int((pool.labels[labelled] != truth[labelled]).sum())
+    if proposal.uncertainty is not None:
+        metrics["uncertainty_queried"] = float(proposal.uncertainty.mean())
+    if proposal.candidates_uncertainty is not None:
+        metrics["uncertainty_candidates"] = proposal.candidates_uncertainty
+    return metrics
+
+
+def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The group `validation`; the searcher's metric is among them."""
+    return {
+        **{f"val_{name}": value for name, value in evaluation.val.items()},
+        "labeled_samples": evaluation.labels,
+        "annotation_minutes": evaluation.annotation_minutes,
+    }
+
+
+def test_metrics(evaluation: Evaluation) -> dict[str, float]:
+    """The group `test`; empty where the test split has no labels."""
+    return {f"test_{name}": value for name, value in evaluation.test.items()}
+
+
+def learning_curve_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last point of the learning curve, and the area below it so far.
+
+    Args:
+        rows: of metrics.csv, of all rounds that have been evaluated.
+    """
+    last = rows[-1]
+    return {
+        "accuracy_by_labels": last["val_accuracy"],
+        "auc_by_labels": last["val_auc"],
+        "aubc": area_under_budget_curve(
+            [row["labeled_samples"] for row in rows], [row["val_accuracy"] for row in rows]
+        ),
+        "epochs": last["labeled_samples"],
+    }
+
+
+def area_under_budget_curve(labels: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Mean accuracy over the budget so far: the trapezoidal area over the range of labels.
+
+    Zhan et al. 2021, "A Comparative Survey: Benchmarking for Pool-based Active Learning".
+    """
+    if labels[-1] == labels[0]:
+        return accuracies[-1]
+    y, x = (torch.tensor(values, dtype=torch.float64) for values in (accuracies, labels))
+    return float(torch.trapezoid(y, x) / (x[-1] - x[0]))
+
+
+def class_metrics(
+    split: str, logits: Tensor, labels: Tensor, class_names: Sequence[str]
+) -> dict[str, float]:
+    """Precision and recall of each class on one split, for metrics.csv; without undefined ones.
+
+    Args:
+        logits: [N, classes].
+        labels: int64 [N]; images with -1 are passed over.
+    """
+    known = labels >= 0
+    logits, labels = logits[known].cpu(), labels[known].cpu()
+    predicted = logits.argmax(1)
+    hits = torch.bincount(labels[predicted == labels], minlength=len(class_names)).double()
+    values = {
+        "precision": hits / torch.bincount(predicted, minlength=len(class_names)),
+        "recall": recalls(logits, labels),
+    }
+    return {
+        f"{split}_{measure}_{name}": value
+        for measure, per_class in values.items()
+        for name, value in zip(class_names, per_class.tolist(), strict=True)
+        if value == value
+    }
+
+
+def queried_classes(pool: Pool, round_: int, class_names: Sequence[str]) -> dict[str, float]:
+    """How many images of each class a round labelled, for metrics.csv."""
+    labels = pool.labels[pool.acquired_round == round_]
+    counts = torch.bincount(labels, minlength=len(class_names)).tolist()
+    return {f"queried_{name}": count for name, count in zip(class_names, counts, strict=True)}

@@ -1,0 +1,22 @@
+"""The log lines that open a run."""
+
+from __future__ import annotations
+
+import logging
+
+from active_learning import ActiveLearner
+from data import Splits
+
+logger = logging.getLogger("active_learning")
+
+
+def log_start(learner: ActiveLearner, splits: Splits, val: int, test: int) -> None:
+    """Log data, budget, network and seed; `val` and `test` images are evaluated."""
+    sizes = learner.query_sizes
+    logger.info(
+        "%s: %d training images of %d classes, %d of %d validation images, %d of %d test images; "
+        "%d rounds label %s; %s in %s on %s, seed %d",
+        splits.name, len(splits.train), splits.num_classes, val, len(splits.val), test,
+        len(splits.test), len(sizes), " + ".join(map(str, sizes)), learner.hp.architecture,
+        str(learner.compute_dtype).removeprefix("torch."), learner.device, learner.seed,
+    )  # fmt: skip
