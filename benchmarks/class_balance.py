@@ -20,12 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner, label_round
 from data import ImageStore, Splits, channel_statistics
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
+from training.oracle import SimulatedOracle
 from training.seeds import make_generator
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -59,8 +60,8 @@ def run(
     size = {"initial_labeled_size": len(train), "label_budget": len(train)}
     hp = Hyperparameters.from_mapping({**values, **size, **SETTINGS[setting]})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    learner = ActiveLearner(hp, train.to(device), SimulatedOracle(train.labels), seed)
-    learner.query()
+    learner = ActiveLearner(hp, train.to(device), seed)
+    label_round(learner, SimulatedOracle(train.labels))
     for _ in range(hp.batches_per_round):
         learner.train_step()
     mean, std = (value.to(device) for value in channel_statistics(train.images))

@@ -35,13 +35,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from active_learning import ActiveLearner, SimulatedOracle, run
+from active_learning import ActiveLearner, Observer, run
 from data import Splits
 from errors import UserError
 from reporting.files import csv_text, write_atomically
 from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
+from training.oracle import Proposal, SimulatedOracle
 
 ALL_LABELS = "all labels"
 GRID = ("query_strategy", "seed")
@@ -97,6 +98,16 @@ def _splits(hp: Hyperparameters) -> Splits:
     return load_data(hp)
 
 
+class QuerySeconds(Observer):
+    """Sums the seconds of all queries."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def labelled(self, proposal: Proposal) -> None:
+        self.seconds += proposal.seconds
+
+
 def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]:
     """Train one strategy with one seed from the first labels to the last; returns its row.
 
@@ -117,24 +128,23 @@ def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]
     hp = Hyperparameters.from_mapping({**values, "query_strategy": name, "seed": seed})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
-    learner = ActiveLearner(hp, splits.train.to(device), oracle, seed)
+    learner = ActiveLearner(hp, splits.train.to(device), seed)
     val, test = (
         evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
     )
     started = time.perf_counter()
     curves: dict[str, list[str]] = {column: [] for column in CURVES}
-    query_seconds = 0.0
-    for query, *metrics in run(learner, val, test):
-        query_seconds += query.seconds
-        curves["labels"].append(str(len(learner.pool.labelled)))
-        for split, values_ in zip(("val", "test"), metrics, strict=True):
+    queries = QuerySeconds()
+    for evaluation in run(learner, oracle, val, test, queries):
+        curves["labels"].append(str(evaluation.labels))
+        for split, values_ in (("val", evaluation.val), ("test", evaluation.test)):
             for metric in ("accuracy", "auc"):
                 curves[f"{split}_{metric}"].append(f"{values_[metric]:.5f}")
     return {
         "strategy": strategy,
         "seed": seed,
         **{column: " ".join(numbers) for column, numbers in curves.items()},
-        "query_seconds": f"{query_seconds:.1f}",
+        "query_seconds": f"{queries.seconds:.1f}",
         "seconds": f"{time.perf_counter() - started:.1f}",
     }
 

@@ -17,10 +17,12 @@ from typing import Any
 
 import torch
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner, label_round
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.metrics import classification_metrics
+from training.oracle import SimulatedOracle
 
 # What each recipe changes. `adamw` is configs/const.yaml's, `sgd` the usual one for small-image
 # ResNets: Nesterov momentum 0.9.
@@ -47,26 +49,26 @@ def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[s
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, val = splits.train.to(device), splits.val.to(device)
     oracle = SimulatedOracle.of_trial(hp, splits.train, arguments.seed)
-    learner = ActiveLearner(hp, train, oracle, arguments.seed)
+    learner = ActiveLearner(hp, train, arguments.seed)
     if recipe == "sgd":
         groups = [
             {"params": group["params"], "weight_decay": group["weight_decay"]}
             for group in learner.optimizer.param_groups
         ]
         learner.optimizer = torch.optim.SGD(groups, lr=0.0, momentum=0.9, nesterov=True)
-    learner.query()
+    label_round(learner, oracle)
     started = time.perf_counter()
     for step in range(steps):
         learner.train_step()
         if (step + 1) % max(1, steps // 10) == 0:
-            loss, correct, count = learner.meter.take()
+            loss, correct, count = learner.meter.take().tolist()
             rate = (step + 1) * hp.batch_size / (time.perf_counter() - started)
             print(
                 f"{architecture} {recipe}: step {step + 1}/{steps}, loss {loss / count:.3f}, "
                 f"accuracy {correct / count:.3f}, {rate:.1f} images/s",
                 flush=True,
             )
-    metrics = learner.evaluate(val)
+    metrics = classification_metrics(learner.predict(val), val.labels)
     row = (architecture, recipe, arguments.labels, steps * hp.batch_size, arguments.seed)
     figures = (f"{metrics['accuracy']:.4f}", f"{metrics['loss']:.4f}")
     return dict(zip(COLUMNS, row + figures, strict=True))

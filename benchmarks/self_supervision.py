@@ -22,10 +22,11 @@ from typing import Any
 import torch
 
 import tools.pretrain
-from active_learning import ActiveLearner, SimulatedOracle, run
+from active_learning import ActiveLearner, run
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.oracle import SimulatedOracle
 
 CONFIG = Path("configs/bloodmnist.yaml")
 COLUMNS = (
@@ -68,12 +69,12 @@ def train(arguments: argparse.Namespace, labels: int, start: str, seed: int) -> 
     splits = load_data(hp, arguments.data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     oracle = SimulatedOracle(splits.train.labels)
-    learner = ActiveLearner(hp, splits.train.to(device), oracle, seed)
-    ((_, val, test),) = run(learner, splits.val.to(device), splits.test.to(device))
+    learner = ActiveLearner(hp, splits.train.to(device), seed)
+    (evaluation,) = run(learner, oracle, splits.val.to(device), splits.test.to(device))
     return {
-        "val_accuracy": val["accuracy"],
-        "test_accuracy": test["accuracy"],
-        "test_auc": test["auc"],
+        "val_accuracy": evaluation.val["accuracy"],
+        "test_accuracy": evaluation.test["accuracy"],
+        "test_auc": evaluation.test["auc"],
     }
 
 

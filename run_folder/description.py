@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,10 @@ class Goal:
         searcher = config.get("searcher") or {}
         metric = str(searcher.get("metric", cls.metric))
         return cls(metric, bool(searcher.get("smaller_is_better", True)))
+
+    def best(self, entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """The entry whose value of the metric is best; the first of equals."""
+        return min(entries, key=lambda one: self.cost(one.get(self.metric)))
 
     def cost(self, value: float | None) -> float:
         """A number that is lower for a better `value`; infinite for none."""

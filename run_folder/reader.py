@@ -25,7 +25,7 @@ from run_folder import names
 from run_folder.checkpoint import Progress, read_progress, read_tensors
 from run_folder.description import DAMAGE, RunDescription, one_line, read_description
 from run_folder.tables import MetricsTable, read_csv
-from run_folder.writer import best_entry, damaged_files
+from run_folder.writer import damaged_files
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
@@ -215,7 +215,7 @@ def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Ma
     """
     try:
         entries = json.loads((path / names.CHECKPOINT_LIST).read_text(encoding="utf-8"))
-        named = {"best": best_entry(entries, description), "last": entries[-1]}
+        named = {"best": description.goal.best(entries), "last": entries[-1]}
         matching = [one for one in entries if which == str(one["round"])]
         if not matching and len(which) >= SHORTEST_ID:
             matching = [one for one in entries if one["uuid"].startswith(which)]

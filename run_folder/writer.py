@@ -237,7 +237,7 @@ class RunFolder:
         self._keep_latest_and_best([*self.checkpoint_entries, entry])
 
     def _keep_latest_and_best(self, entries: list[dict[str, Any]]) -> None:
-        best = best_entry(entries, self.description)
+        best = self.description.goal.best(entries)
         latest = entries[-RESUMABLE_CHECKPOINTS:]
         self.checkpoint_entries = [one for one in entries if one is best or one in latest]
         without_optimizer = [one for one in self.checkpoint_entries if one not in latest]
@@ -310,12 +310,6 @@ class RunFolder:
             f"{self.path}: {what} cannot be written ({reason}); free some space, then resume with: "
             f"python model_def.py --resume {self.path}"
         )
-
-
-def best_entry(entries: list[dict[str, Any]], description: RunDescription) -> dict[str, Any]:
-    """The entry of the checkpoint that is best by the run's goal."""
-    goal = description.goal
-    return min(entries, key=lambda one: goal.cost(one.get(goal.metric)))
 
 
 def default_path(config: Path) -> Path:

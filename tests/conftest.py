@@ -128,7 +128,7 @@ class Proposals(Observer):
         self.answered.append(proposal)
 
 
-def query(learner: ActiveLearner, oracle: Oracle | None = None) -> Proposal:
+def ask(learner: ActiveLearner, oracle: Oracle | None = None) -> Proposal:
     """Have the round's images chosen and labelled, by default by the trial's simulated oracle."""
     proposals = Proposals()
     if oracle is None:

@@ -381,7 +381,7 @@ class Trial:
 
     def state(self) -> dict[str, Any]:
         """Weights, optimizer and learner in the trial's newest checkpoint."""
-        return processes.trainer_state(self.storage / self.master.checkpoints[-1]["uuid"])
+        return processes.checkpoint_state(self.storage / self.master.checkpoints[-1]["uuid"])
 
 
 def enter_container(folder: Path) -> None:

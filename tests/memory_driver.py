@@ -23,6 +23,7 @@ from data_sources import disk_images, hdf5
 from tests.conftest import measure, small_values
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.oracle import SimulatedOracle
 
 MIB = 2**20
 
@@ -52,14 +53,15 @@ def main(data_dir: str, image_size: str, share: str, limit: str) -> None:
         ),
         0,
     )
-    next(run(warm_up, store, store))
+    next(run(warm_up, SimulatedOracle(store.labels), store, store))
     before = status("VmHWM")
     allowed = (status("VmData") + int(limit)) * MIB
     resource.setrlimit(resource.RLIMIT_DATA, (allowed, allowed))
     splits = load_data(hp)
     splits.fingerprint()
     learner = ActiveLearner(hp, splits.train, 0)
-    assert len(list(run(learner, splits.val, splits.test))) == hp.rounds
+    oracle = SimulatedOracle(splits.train.labels)
+    assert len(list(run(learner, oracle, splits.val, splits.test))) == hp.rounds
     measure(learner, splits.train)
     print(status("VmHWM") - before)
 

@@ -19,10 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from active_learning import ActiveLearner
 from data import ImageStore
-from tests.conftest import measure, query, small_values
+from tests.conftest import ask, measure, small_values
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
-from training.oracle import SimulatedOracle
 from training.ranks import ALONE, Ranks
 
 STRATEGIES = ("random", "uncertainty_diversity", "bald")
@@ -41,8 +40,7 @@ def build(strategy: str, ranks: Ranks = ALONE, **changes: Any) -> tuple[ActiveLe
     }
     hp = Hyperparameters.from_mapping(small_values(**values))
     splits = load_data(hp)
-    oracle = SimulatedOracle.of_trial(hp, splits.train, 3)
-    learner = ActiveLearner(hp, splits.train, oracle, 3, ranks)
+    learner = ActiveLearner(hp, splits.train, 3, ranks)
     return learner, ImageStore(splits.val.images[:33], splits.val.labels[:33], splits.class_names)
 
 
@@ -56,14 +54,14 @@ def record_inputs(learner: ActiveLearner) -> list[tuple[Tensor, ...]]:
 def record_embedded(learner: ActiveLearner) -> list[bytes]:
     """A list that fills with the pixels of each image that this rank has the network look at."""
     embedded: list[bytes] = []
-    sweep = learner._sweep
+    sweep = learner._scorer._sweep
 
     def recording(images: Tensor, indices: Tensor, title: str) -> Iterator[Tensor]:
         for block in sweep(images, indices, title):
             embedded.extend(image.numpy().tobytes() for image in block)
             yield block
 
-    learner._sweep = recording  # type: ignore[method-assign]
+    learner._scorer._sweep = recording  # type: ignore[method-assign]
     return embedded
 
 
@@ -76,13 +74,13 @@ def run_round(
     """
     embedded = [] if embedded is None else embedded
     embedded.clear()
-    query(learner)
+    ask(learner)
     scored = list(embedded)
     for _ in range(learner.hp.batches_per_round):
         learner.train_step()
     metrics = measure(learner, val)
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
-    state = learner.state_dict()
+    state = list(learner.state())
     return {"learner": state, "network": network, "metrics": metrics, "scored": scored}
 
 
@@ -116,7 +114,7 @@ def learn_without_labels(ranks: Ranks = ALONE) -> dict[str, Any]:
         learner.train_network = DistributedDataParallel(learner.network)
     learner.pretrain()
     network = {name: value.clone() for name, value in learner.network.state_dict().items()}
-    chosen = query(learner).indices
+    chosen = ask(learner).indices
     learner.train_step()
     return {"gradients": gradients, "network": network, "chosen": chosen}
 

@@ -17,7 +17,7 @@ from data import ImageStore
 from errors import UserError
 from reporting.grad_cam import grad_cam
 from resnet_custom import SplitNetwork
-from tests.conftest import query, small_values
+from tests.conftest import ask, small_values
 from training.hyperparameters import Hyperparameters
 from training.optimisation import shrink_and_perturb
 
@@ -127,15 +127,15 @@ def test_statistics_follow_within_a_round() -> None:
 @pytest.mark.parametrize("architecture", NEW)
 def test_a_learner_trains_scores_and_goes_on(architecture: str) -> None:
     first = learner(architecture)
-    query(first)
+    ask(first)
     before = first.network.classifier.weight.detach().clone()
     for _ in range(2):
         first.train_step()
     assert not torch.equal(first.network.classifier.weight, before)
     second = learner(architecture)
-    second.load_state_dict(first.state_dict())
+    second.load_state(*first.state())
     second.network.load_state_dict(first.network.state_dict())
-    assert torch.equal(query(second).indices, query(first).indices)
+    assert torch.equal(ask(second).indices, ask(first).indices)
     assert torch.equal(second.pool.labelled, first.pool.labelled)
 
 
@@ -179,7 +179,7 @@ class TestFrozen:
     def test_only_the_head_learns(self, frozen: ActiveLearner) -> None:
         before = {k: v.clone() for k, v in frozen.network.state_dict().items()}
         for _ in range(2):  # with scoring, shrinking and perturbing between the rounds
-            query(frozen)
+            ask(frozen)
             frozen.train_step()
             frozen.train_step()
         changed = {k for k, v in frozen.network.state_dict().items() if not v.equal(before[k])}

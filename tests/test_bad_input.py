@@ -50,6 +50,7 @@ from tests.conftest import small_values
 from tests.reliability import processes
 from training import experiment_config
 from training.devices import check_devices
+from training.hyperparameters import Hyperparameters
 
 
 @pytest.fixture(autouse=True)
@@ -234,7 +235,7 @@ def test_any_value_in_a_configuration_is_used_or_refused(name: str, value: Any) 
     with contextlib.suppress(UserError):
         config = experiment_config.load(Path("config.yaml"))
         values, _ = experiment_config.sample(config["hyperparameters"], 0)
-        model_def.check_hyperparameters(values, 1)
+        Hyperparameters.from_mapping(values).check_ranks(1)
 
 
 @settings(max_examples=100)

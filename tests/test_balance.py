@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from errors import UserError
-from tests.conftest import query
+from tests.conftest import ask
 from tests.test_learner import Build, assert_same, weights
 from training.balance import balanced_order, class_weights, weighted_cross_entropy
 
@@ -90,7 +90,7 @@ def test_ranks_average_to_the_whole_batch() -> None:
 
 def test_a_learner_trains_on_balanced_batches(make_learner: Build) -> None:
     learner = make_learner(class_balanced_batches=True, initial_labeled_size=40)
-    query(learner)
+    ask(learner)
     learner.train_step()
     shown = learner._targets[learner._batches].flatten().bincount()
     labelled = learner.pool.labels[learner.pool.labelled].bincount(minlength=len(shown))
@@ -102,10 +102,10 @@ def test_a_learner_trains_on_balanced_batches(make_learner: Build) -> None:
 def test_going_on_inside_a_round_ends_the_same(make_learner: Build, name: str) -> None:
     whole, first, second = (make_learner(**{name: True}) for _ in range(3))
     for learner, steps in ((whole, 3), (first, 2)):
-        query(learner)
+        ask(learner)
         for _ in range(steps):
             learner.train_step()
-    second.load_state_dict(first.state_dict())
+    second.load_state(*first.state())
     second.network.load_state_dict(first.network.state_dict())
     second.optimizer.load_state_dict(first.optimizer.state_dict())
     second.train_step()
@@ -115,7 +115,7 @@ def test_going_on_inside_a_round_ends_the_same(make_learner: Build, name: str) -
 def test_the_weighted_loss_is_trained_on(make_learner: Build) -> None:
     plain, weighted = make_learner(), make_learner(class_weighted_loss=True)
     for learner in (plain, weighted):
-        query(learner)
+        ask(learner)
         learner.train_step()
     assert plain.meter.take()[0] != pytest.approx(weighted.meter.take()[0])
 

@@ -17,7 +17,7 @@ from active_learning import ActiveLearner
 from data import Splits, channel_statistics, load_splits
 from data_sources import disk_images
 from errors import UserError
-from tests.conftest import ROOT, measure, query, small_values
+from tests.conftest import ROOT, ask, measure, small_values
 from tests.test_learner import assert_same, weights
 from training.hyperparameters import Hyperparameters
 
@@ -76,7 +76,7 @@ def test_a_run_on_mapped_images_is_the_same(data_dir: Path) -> None:
         splits = load(data_dir, share)
         learner = ActiveLearner(hp, splits.train, 0)
         while not learner.finished:
-            query(learner)
+            ask(learner)
             for _ in range(hp.batches_per_round):
                 learner.train_step()
         learners.append((learner, measure(learner, splits.val)))

@@ -20,7 +20,7 @@ import yaml
 from run_folder.writer import RunFolder
 from tests import ranks_driver
 from tests.bad_input_makers import as_npz, good_arrays
-from tests.conftest import measure, query, small_values
+from tests.conftest import ask, measure, small_values
 from tests.fake_master import free_port
 from tests.reliability import processes
 
@@ -84,14 +84,14 @@ def test_one_rank_evaluates_and_chooses_the_same(
     for number, done in enumerate(ranks[0]):
         learner, val = ranks_driver.build(strategy)
         learner.network.load_state_dict(done["network"])
-        learner.load_state_dict(done["learner"])
+        learner.load_state(*done["learner"])
         assert measure(learner, val) == pytest.approx(done["metrics"], abs=1e-6)
         if number + 1 == len(ranks[0]):
             break
         scored = ranks_driver.record_embedded(learner)
-        query(learner)
-        chosen = learner.pool.acquired_round
-        assert torch.equal(chosen, ranks[0][number + 1]["learner"]["acquired_round"])
+        ask(learner)
+        tensors, _ = ranks[0][number + 1]["learner"]
+        assert torch.equal(learner.pool.round, tensors["pool.round"])
         # Each image is scored by one rank, and all of them are.
         shares = [image for rank in ranks for image in rank[number + 1]["scored"]]
         assert sorted(shares) == sorted(scored)
@@ -127,7 +127,7 @@ def test_ranks_learn_together_without_labels(by_rank: dict[str, list[dict[str, A
         "random", precision="float32", initial_pool="network_embeddings"
     )
     learner.network.load_state_dict(first["network"])
-    assert torch.equal(query(learner).indices, first["chosen"])
+    assert torch.equal(ask(learner).indices, first["chosen"])
 
 
 def rank_entry(ranks: int, setup: dict[str, Any], *arguments: str | Path) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor
 from active_learning import ActiveLearner
 from errors import UserError
 from resnet_custom import ARCHITECTURES, SplitNetwork
-from tests.conftest import measure, query
+from tests.conftest import ask, measure
 from training import compilation
 from training.embedding import Embedder, fold_batch_norms
 from training.inference import Inference
@@ -127,9 +127,9 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
     """Steps, scores and metrics, with last batches of other sizes; and the state's names."""
     eager = make_learner(scoring_batch_size=12)
     compiled = make_learner(scoring_batch_size=12, compile=True)
-    store = eager._train
+    store = eager.train_store
     for learner in (eager, compiled):
-        query(learner)
+        ask(learner)
     assert list(compiled.network.state_dict()) == list(eager.network.state_dict())
     torch._dynamo.utils.counters.clear()
     for _ in range(eager.hp.batches_per_round):
@@ -140,17 +140,17 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
     # A run goes on from a checkpoint as if it had not stopped, compiled or not: same names.
     resumed = make_learner(scoring_batch_size=12, compile=True)
-    resumed.load_state_dict(compiled.state_dict())
+    resumed.load_state(*compiled.state())
     resumed.network.load_state_dict(compiled.network.state_dict())
     resumed.optimizer.load_state_dict(copy.deepcopy(compiled.optimizer.state_dict()))
     for learner in (compiled, resumed):
-        query(learner)
+        ask(learner)
         learner.train_step()
     assert torch.equal(resumed.pool.labels, compiled.pool.labels)
     for name, value in compiled.network.state_dict().items():
         assert torch.equal(value, resumed.network.state_dict()[name]), name
     # From the same weights and pool, the scores are the same.
-    eager.load_state_dict(compiled.state_dict())
+    eager.load_state(*compiled.state())
     compiled.network.load_state_dict(eager.network.state_dict())
     assert measure(compiled, store) == pytest.approx(measure(eager, store), rel=1e-4)
     expected, found = eager._score(2), compiled._score(2)

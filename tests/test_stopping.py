@@ -14,9 +14,10 @@ import torch
 import model_def
 from active_learning import ActiveLearner, run
 from data import Splits
-from tests.conftest import ROOT, SMALL, part, query, small_values
+from tests.conftest import ROOT, SMALL, Proposals, ask, part, small_values
 from tests.reliability.processes import read_rows
 from training.hyperparameters import Hyperparameters
+from training.oracle import SimulatedOracle
 from training.stopping import RoundResult, reason_to_stop
 
 Build = Callable[..., ActiveLearner]
@@ -27,7 +28,7 @@ def rule_after(losses: list[float], **changes: Any) -> str | None:
     """The rule that ends a run after rounds of these losses, of accuracy .5 and 1.2 nats each."""
     hp = Hyperparameters.from_mapping(small_values(rounds=4, **changes))
     results = [RoundResult(loss, 0.5, 1.2) for loss in losses]
-    reason = reason_to_stop(hp, SIZES, results)
+    reason = reason_to_stop(hp, SIZES, results, pool_exhausted=False)
     return None if reason is None else reason.rule
 
 
@@ -59,7 +60,7 @@ def test_rules(losses: list[float], changes: dict[str, Any], rule: str | None) -
 
 def test_the_reason_names_value_and_setting() -> None:
     hp = Hyperparameters.from_mapping(small_values(stop_after_rounds_without_gain=1))
-    reason = reason_to_stop(hp, SIZES, [RoundResult(0.4321, 0.5, None)] * 2)
+    reason = reason_to_stop(hp, SIZES, [RoundResult(0.4321, 0.5, None)] * 2, False)
     assert reason is not None
     assert reason.text == (
         "val_loss has not come below the 0.4321 of round 0 in stop_after_rounds_without_gain: 1"
@@ -68,8 +69,9 @@ def test_the_reason_names_value_and_setting() -> None:
 
 def finish(learner: ActiveLearner, digits: Splits) -> list[list[int]]:
     """Run the plain loop to its end; what each round queried."""
-    rounds = run(learner, digits.val, part(digits.test, 20))
-    return [query.indices.tolist() for query, _, _ in rounds]
+    oracle = SimulatedOracle(learner.train_store.labels)
+    rounds = run(learner, oracle, digits.val, part(digits.test, 20))
+    return [learner.pool.query_of(one.round).tolist() for one in rounds]
 
 
 @pytest.mark.parametrize(
@@ -110,8 +112,11 @@ def test_looking_at_the_pool_changes_no_query(
 
 def test_the_uncertainty_is_that_of_the_next_query(make_learner: Build, digits: Splits) -> None:
     learner = make_learner(stop_below_uncertainty=1e-9)
-    queries = [query for query, _, _ in run(learner, digits.val, digits.test)]
-    assert [query.candidates_uncertainty for query in queries] == [
+    proposals = Proposals()
+    oracle = SimulatedOracle(learner.train_store.labels)
+    for _ in run(learner, oracle, digits.val, digits.test, proposals):
+        pass
+    assert [one.candidates_uncertainty for one in proposals.answered] == [
         None, *(pytest.approx(result.pool_uncertainty) for result in learner.results[:-1]),
     ]  # fmt: skip
 
@@ -119,17 +124,19 @@ def test_the_uncertainty_is_that_of_the_next_query(make_learner: Build, digits: 
 def test_results_travel_in_the_state_and_are_not_counted_twice(make_learner: Build) -> None:
     settings = {"stop_after_rounds_without_gain": 1, "stop_below_uncertainty": 1e-9}
     learner, restored = make_learner(**settings), make_learner(**settings)
-    query(learner)
+    ask(learner)
     learner.step = learner.hp.batches_per_round
     for _ in range(2):  # as where a run is cut off between validation and checkpoint
-        assert learner.end_round({"loss": 0.7, "accuracy": 0.1}) is None
-    query(learner)
+        learner._end_round(0, {"loss": 0.7, "accuracy": 0.1})
+        assert learner.stop_reason is None
+    ask(learner)
     learner.step *= 2
     assert len(learner.results) == 1
-    reason = learner.end_round({"loss": 0.7, "accuracy": 0.1})
+    learner._end_round(1, {"loss": 0.7, "accuracy": 0.1})
+    reason = learner.stop_reason
     assert reason is not None
     assert reason.rule == "no_gain"
-    restored.load_state_dict(learner.state_dict())
+    restored.load_state(*learner.state())
     assert restored.results == learner.results
     assert restored.stop_reason == reason
     assert restored.finished

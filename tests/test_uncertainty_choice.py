@@ -17,7 +17,7 @@ from active_learning import ActiveLearner
 from data import Splits
 from query_strategies import STRATEGIES, predictive_entropy
 from run_folder.reader import open_run
-from tests.conftest import ROOT, SMALL, query
+from tests.conftest import ROOT, SMALL, ask
 from tools import predict
 from training.augmentation import Augmentation
 from training.inference import query_passes
@@ -29,7 +29,7 @@ EVERYTHING = Augmentation(True, 2, 0.2, 0.1)
 
 def trained(learner: ActiveLearner) -> ActiveLearner:
     """After its first round."""
-    query(learner)
+    ask(learner)
     for _ in range(learner.hp.batches_per_round):
         learner.train_step()
     return learner
@@ -79,7 +79,7 @@ def test_batches_make_no_difference(uncertainty: str, make_learner: Build) -> No
         trained(make_learner(uncertainty=uncertainty, scoring_batch_size=size)) for size in (40, 7)
     )
     torch.testing.assert_close(probabilities(one), probabilities(other), atol=1e-5, rtol=1e-4)
-    assert torch.equal(query(one).indices, query(other).indices)
+    assert torch.equal(ask(one).indices, ask(other).indices)
 
 
 @pytest.mark.parametrize("uncertainty", [TTA, "mc_dropout"])
@@ -88,7 +88,7 @@ def test_passes_belong_to_seed_and_round(uncertainty: str, make_learner: Build) 
     first = probabilities(learner)
     assert torch.equal(first, probabilities(learner))
     assert not torch.equal(first, probabilities(learner, round_=2))
-    learner._seed = 1
+    learner.seed = 1
     assert not torch.equal(first, probabilities(learner))
 
 
@@ -110,11 +110,11 @@ def test_first_view_is_the_plain_softmax(make_learner: Build) -> None:
 @pytest.mark.parametrize("name", sorted(n for n, s in STRATEGIES.items() if s.stochastic))
 def test_strategies_that_need_disagreement_take_views(name: str, make_learner: Build) -> None:
     learner = trained(make_learner(query_strategy=name, uncertainty=TTA))
-    by_views = query(learner).indices
+    by_views = ask(learner).indices
     assert len(by_views.unique()) == 6
     if name == "bald":
         other = trained(make_learner(query_strategy=name, uncertainty="mc_dropout"))
-        assert not torch.equal(by_views, query(other).indices)
+        assert not torch.equal(by_views, ask(other).indices)
 
 
 def test_predictions_are_as_uncertain_as_queries(tmp_path: Path, digits: Splits) -> None:
@@ -126,7 +126,7 @@ def test_predictions_are_as_uncertain_as_queries(tmp_path: Path, digits: Splits)
     run = open_run(folder)
     learner = ActiveLearner(run.hp, digits.train, run.seed)
     learner.network.load_state_dict(run.inference.network.state_dict())
-    learner.pool.acquired_round = run.pool.acquired_round
+    learner.pool.load(run.pool.tensors(), run.pool.values())
     scores = learner._score(run.round + 1)
     assert scores.probabilities is not None
     expected = predictive_entropy(scores.probabilities)

@@ -71,7 +71,7 @@ def export(arguments: argparse.Namespace) -> None:
         raise UserError(f"--output {folder}: exists and is not empty; name a new folder")
     run: Model
     if arguments.images:
-        run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
+        run = open_model(arguments.run, arguments.checkpoint)
         images, evaluations = _images(run, arguments.images), None
     else:
         run, images, evaluations = _with_data(arguments)

@@ -5,8 +5,8 @@
     python model_def.py --config configs/bloodmnist.yaml \\
         --set hyperparameters.pretrained_backbone=blood.safetensors
 
-Everything but the number of steps comes from the configuration. The state is kept beside the
-output now and then; after Ctrl-C or a kill the same command goes on from there.
+Everything but the number of steps comes from the configuration. The state is kept beside
+the output now and then. After Ctrl-C or a kill the same command continues from there.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner
 from errors import UserError, exit_status
 from reporting.files import write_atomically
+from reporting.progress import progress_bar
 from training.backbone_file import backbone_bytes
 from training.experiment_config import load, override, sample
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.ranks import ALONE
 
-SAVE_EVERY = 200  # steps
+SAVE_EVERY = 200  # steps, counted when `reporting_period` steps are over
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
@@ -47,28 +48,28 @@ def pretrain(arguments: argparse.Namespace) -> None:
     hp = Hyperparameters.from_mapping(values)
     splits = load_data(hp)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    train = splits.train.to(device)
-    learner = ActiveLearner(hp, train, SimulatedOracle(splits.train.labels), seed)
+    learner = ActiveLearner(hp, splits.train.to(device), seed)
     work = learner.pretraining
     if work is None:
         raise UserError("--steps: 0 of them make no backbone; give some, such as --steps 2000")
     partial = output.with_name(f".{output.name}.part")
     if partial.exists():
         work.load(partial.read_bytes())
-        print(f"going on from step {work.step}, which {partial} holds")
-    with tqdm(
-        total=hp.self_supervised_steps, initial=work.step, unit="step", leave=False, disable=None
-    ) as bar:
-        while not work.finished:
-            work.train_step()
-            bar.update()
-            if work.step % hp.reporting_period == 0 or work.finished:
-                print(f"step {work.step} of {bar.total}, loss {work.report()['loss']:.4f}")
-            if work.step % SAVE_EVERY == 0 and not work.finished:
-                write_atomically(partial, work.save())
+        print(f"continuing from step {work.step}, which {partial} holds")
+    saved = work.step
+
+    def report(metrics: dict[str, float]) -> bool:
+        nonlocal saved
+        print(f"step {work.step} of {hp.self_supervised_steps}, loss {metrics['loss']:.4f}")
+        if work.step - saved >= SAVE_EVERY:
+            write_atomically(partial, work.save())
+            saved = work.step
+        return True
+
+    work.train(report, progress_bar(ALONE))
     write_atomically(output, backbone_bytes(work.backbone, hp, seed))
     partial.unlink(missing_ok=True)
-    print(f"written: {output}; start from it by hyperparameters.pretrained_backbone")
+    print(f"written: {output}; start from it with hyperparameters.pretrained_backbone")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

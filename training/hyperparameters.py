@@ -131,12 +131,6 @@ class Hyperparameters:
 
     def _check_together(self) -> None:
         """Refuse values that are allowed one by one and make no sense together."""
-        if self.batch_size > self.initial_labeled_size:
-            raise UserError(
-                f"hyperparameters.batch_size: {self.batch_size} is more than the "
-                f"{self.initial_labeled_size} images labelled at first; lower it, "
-                "or raise initial_labeled_size"
-            )
         if self.initial_labeled_size > self.label_budget:
             raise UserError(
                 f"hyperparameters.initial_labeled_size: {self.initial_labeled_size} is more than "

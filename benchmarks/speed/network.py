@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from active_learning import ActiveLearner, SimulatedOracle
+from active_learning import ActiveLearner, label_round
 from benchmarks.speed.baseline import Baseline
 from benchmarks.speed.rows import Row
 from benchmarks.speed.timing import Spread, fast_dtype, in_turns, product_rate, seconds
@@ -18,6 +18,8 @@ from data import ImageStore
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
+from training.metrics import classification_metrics
+from training.oracle import SimulatedOracle
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "const.yaml"
 PASSES = 6  # of MC dropout
@@ -49,7 +51,7 @@ class Limit:
         self.dtype = fast_dtype(device)
         self.rate = product_rate(self.dtype, size.product, device)
         network = learner.network
-        shape = (2, learner._train.channels, size.image_size, size.image_size)
+        shape = (2, learner.train_store.channels, size.image_size, size.image_size)
         images = torch.zeros(shape, device=device)
         with FlopCounterMode(display=False) as forward:
             loss = network(images).sum()
@@ -108,7 +110,11 @@ def _hyperparameters(size: Size, labelled: int, budget: int, **changes: Any) -> 
 
 
 def _learner(hp: Hyperparameters, train: ImageStore) -> ActiveLearner:
-    return ActiveLearner(hp, train, SimulatedOracle(train.labels), seed=0)
+    return ActiveLearner(hp, train, seed=0)
+
+
+def _query(learner: ActiveLearner) -> None:
+    label_round(learner, SimulatedOracle(learner.train_store.labels))
 
 
 def training(
@@ -120,7 +126,7 @@ def training(
     baseline = Baseline(eager.hp, train, device)
     most = Limit(eager, size, device)
     batches = baseline.training_batches()
-    eager.query()
+    _query(eager)
     eager.train_step()
     baseline.train(batches, 1)  # workers are up, memory is laid out
 
@@ -142,7 +148,7 @@ def training(
             _hyperparameters(size, labelled, len(train), batches_per_round=100_000, compile=True),
             train,
         )
-        fast.query()
+        _query(fast)
         warm_up = seconds(fast.train_step, device)
         fast.train_step()
         works["compiled"] = steps(fast)
@@ -185,11 +191,11 @@ def scoring(
 
     def query(learner: ActiveLearner) -> None:
         learner.step = learner.pool.rounds  # the next round, without training for it
-        learner.query()
+        _query(learner)
 
     notes = {name: f"T = {PASSES}" for name in learners}
     for name, learner in learners.items():
-        learner.query()
+        _query(learner)
         warm_up = seconds(lambda learner=learner: query(learner), device)  # type: ignore[misc]
         if name == "compiled":
             notes[name] += f"; first sweep {warm_up:.0f} s"
@@ -221,7 +227,7 @@ def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator
         samples_to_label=picks,
     )
     learner = _learner(hp, train)
-    learner.query()
+    _query(learner)
     for _ in range(steps):
         learner.train_step()
     baseline = Baseline(hp, train, device)
@@ -230,10 +236,10 @@ def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator
     part = ImageStore(train.images[evaluated], train.labels[evaluated], train.class_names)
 
     def package_round() -> None:
-        learner.query()
+        _query(learner)
         for _ in range(steps):
             learner.train_step()
-        learner.evaluate(part)
+        classification_metrics(learner.predict(part), part.labels)
 
     def baseline_round() -> None:
         baseline.query(candidates, picks)

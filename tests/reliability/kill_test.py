@@ -24,8 +24,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from active_learning import ActiveLearner
 from run_folder.writer import RunFolder
 from tests.reliability import processes
@@ -46,10 +44,10 @@ SETTINGS = {
 
 # What a process is doing from one of these calls on, until the next.
 PHASES: tuple[tuple[type, str, str, str], ...] = (
-    (ActiveLearner, "query", "querying", "training"),
+    (ActiveLearner, "propose", "querying", "training"),
     (ActiveLearner, "predict", "evaluating", "evaluating"),
     (RunFolder, "draw_learning_curve", "between validation and checkpoint", ""),
-    (RunFolder, "record_checkpoint", "", "between rounds"),
+    (RunFolder, "save_checkpoint", "writing a checkpoint", "between rounds"),
 )
 
 
@@ -58,8 +56,6 @@ def note_phases(file: Path) -> None:
     note = functools.partial(file.write_text, encoding="utf-8")
     for owner, name, before, after in PHASES:
         setattr(owner, name, _noting(getattr(owner, name), before, after, note))
-    save = torch.save
-    torch.save = _noting(save, "writing a checkpoint", "", note)
     note("starting")
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -98,23 +99,22 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 def last_state(run: Path) -> dict[str, Any]:
     """Weights, optimizer and learner in the newest checkpoint of a run folder."""
     entries = json.loads((run / "checkpoints.json").read_text(encoding="utf-8"))
-    newest = max(entries, key=lambda entry: entry["round"])
-    return trainer_state(run / "checkpoints" / newest["uuid"])
+    return checkpoint_state(run / "checkpoints" / entries[-1]["uuid"])
 
 
-def trainer_state(checkpoint: Path) -> dict[str, Any]:
+def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
     """Weights, optimizer and learner in a checkpoint's folder."""
-    # NumPy's random state, which is in it, takes a full unpickling; the file is our own.
-    state = torch.load(checkpoint / "state_dict.pth", map_location="cpu", weights_only=False)
-    return {
-        name: state[name] for name in ("models_state_dict", "optimizers_state_dict", "callbacks")
-    }
+    content = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
+    files = {file.name: load_file(file) for file in sorted(checkpoint.glob("*.safetensors"))}
+    return {**files, "learner": content["learner"], "progress": content["progress"]}
 
 
 def same(one: Any, other: Any) -> bool:
     """Whether two nested structures of tensors and plain values are equal to the last bit."""
     if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        if not isinstance(other, Tensor) or one.dtype != other.dtype or one.shape != other.shape:
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
     if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same(one[name], other[name]) for name in one)
     if isinstance(one, (list, tuple)):
