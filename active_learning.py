@@ -169,7 +169,7 @@ class ActiveLearner:
     @property
     def finished(self) -> bool:
         """Whether rounds, budget or pool are used up, or a stopping rule holds."""
-        return self.stop_reason is not None
+        return self.round >= len(self.query_sizes) or self.stop_reason is not None
 
     @property
     def stop_reason(self) -> StopReason | None:

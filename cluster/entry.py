@@ -94,9 +94,10 @@ def _run(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Ma
     resumed = _restore(trial, info.latest_checkpoint)
     if not learner.pretrain(lambda metrics: _report_pretraining(trial, metrics)):
         return  # paused
-    if learner.finished:
+    reason = learner.stop_reason
+    if reason is not None:
         # Killed after the last checkpoint, before the master heard that it was the last.
-        logger.info("nothing left to do: the trial is finished")
+        logger.info("nothing left to do: the run is finished (%s)", reason.text)
         return
     rounds, batches = len(learner.query_sizes), hp.batches_per_round
     # Counted from the beginning of each round, as in a local run.

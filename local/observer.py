@@ -24,6 +24,7 @@ from run_folder.writer import RunFolder
 from training.backbone_file import backbone_bytes
 from training.oracle import Proposal, SimulatedOracle
 from training.ranks import Ranks
+from training.stopping import StopReason
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -151,10 +152,17 @@ class LocalObserver(Observer):
             folder.write_metrics(metrics)
             folder.draw_learning_curve(metrics)
             folder.save_checkpoint(learner, metrics, self._reporter.queries_csv())
-            reason = learner.stop_reason
-            if reason is not None:
-                logger.info("the run is over: %s", reason.text)
-                folder.record_end(reason, len(learner.results), len(learner.pool.labelled))
+        reason = learner.stop_reason
+        if reason is not None:
+            logger.info("the run is over: %s", reason.text)
+            self.finished(reason)
+
+    def finished(self, reason: StopReason) -> None:
+        """Note in the run folder that its latest checkpoint is the end of the run."""
+        if self._folder is not None:
+            learner = self._learner
+            with self._writing():
+                self._folder.record_end(reason, len(learner.results), len(learner.pool.labelled))
 
     # --- where reports go ------------------------------------------------------------------
 

@@ -137,6 +137,13 @@ def _run(
         folder.restart()
         log_start(learner, splits, len(val), len(test))
         logger.info("run folder: %s", path)
+    reason = learner.stop_reason
+    if reason is not None:
+        # Killed after the last checkpoint, before run.json said that it was the last.
+        observer.finished(reason)
+        if first:
+            logger.info("nothing left to do: the run is finished (%s)", reason.text)
+        return OK
     learner.train_network = process_group.parallel(learner.network, ranks, device)
     try:
         for evaluation in run(learner, oracle, val, test, observer):

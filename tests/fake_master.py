@@ -9,6 +9,7 @@ it, again and again if need be, as the master would.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import json
 import os
@@ -33,8 +34,10 @@ from tests.container.sitecustomize import relocate
 from tests.reliability import processes
 
 TOKEN = "the-session-token"
-TOKEN_HEADER = "Grpc-Metadata-x-allocation-token"
+# A trial's own requests have the first of these headers, those of the public client the second.
+TOKEN_HEADERS = ("Grpc-Metadata-x-allocation-token", "Authorization")
 EXPERIMENT_ID = 11
+RECORDED = Path(__file__).parent / "recorded"
 BUILT_IN_GROUPS = ("training", "validation")
 HEARD = 0.3  # seconds in which a client that has been answered takes notice
 
@@ -72,6 +75,21 @@ def _outdated(old: Report, new: Report) -> bool:
     return old.run_id < new.run_id and old.steps >= since
 
 
+@functools.cache
+def recorded_conversation() -> list[dict[str, Any]]:
+    """Requests of a real trial to a real master of Determined 0.38.1, and its answers."""
+    lines = (RECORDED / "conversation.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def recorded_answer(method: str, path_end: str) -> dict[str, Any]:
+    """What the real master answered to the first such request; a copy."""
+    for one in recorded_conversation():
+        if one["method"] == method and one["path"].endswith(path_end):
+            return dict(copy.deepcopy(one["response"]))
+    raise LookupError(f"{method} {path_end} was not recorded")
+
+
 class FakeMaster:
     """A master for one trial. As a context manager it serves from entry to exit."""
 
@@ -82,6 +100,11 @@ class FakeMaster:
         self.checkpoints: list[dict[str, Any]] = []
         self.metadata: dict[str, Any] = {}  # of the trial, as a user sees it
         self.acknowledged: list[str] = []  # allocations that have acknowledged preemption
+        self.trial_state = "STATE_RUNNING"
+        self.description = ""  # of the experiment
+        self.killed = False  # the experiment, by the trial
+        self.deleted: list[str] = []  # checkpoints, by the trial
+        self.removed_files: list[tuple[str, str]] = []  # checkpoint and glob
         self._preempt_at: Condition = None
         self._preempted: str | None = None  # the allocation that is asked to stop
         self._told = False  # whether it has been answered so
@@ -141,7 +164,14 @@ class FakeMaster:
             ("POST", r"/api/v1/runs/start", self._start),
             ("POST", r"/api/v1/trials/1/metrics", self._metrics),
             ("POST", r"/api/v1/trials/1/(?:runner/metadata|progress|early_exit)", self._noted),
+            ("GET", r"/api/v1/me", self._me),
             ("GET", r"/api/v1/trials/1", self._trial),
+            ("GET", rf"/api/v1/experiments/{EXPERIMENT_ID}", self._experiment),
+            ("PATCH", rf"/api/v1/experiments/{EXPERIMENT_ID}", self._experiment),
+            ("POST", rf"/api/v1/experiments/{EXPERIMENT_ID}/kill", self._kill),
+            ("PATCH", r"/api/v1/checkpoints", self._deleted_checkpoints),
+            ("GET", r"/api/v1/checkpoints/[^/]+", self._one_checkpoint),
+            ("POST", r"/api/v1/checkpoints/rm", self._remove_files),
             ("GET", r"/api/v1/runs/1/metadata", self._metadata),
             ("POST", r"/api/v1/runs/1/metadata", self._metadata),
             ("POST", r"/api/v1/checkpoints", self._checkpoint),
@@ -193,10 +223,61 @@ class FakeMaster:
             time.sleep(HEARD)
         return 200, {}
 
+    def _me(self, request: Request) -> tuple[int, dict[str, Any]]:
+        return 200, recorded_answer("GET", "/api/v1/me")
+
     def _trial(self, request: Request) -> tuple[int, dict[str, Any]]:
+        answer = recorded_answer("GET", "/trials/89")
+        answer["trial"] |= {"id": 1, "experimentId": EXPERIMENT_ID, "state": self.trial_state}
         validations = self.of_group("validation")
-        latest = {"totalBatches": validations[-1].steps} if validations else None
-        return 200, {"trial": {"latestValidation": latest}}
+        if validations:
+            answer["trial"]["latestValidation"] = {
+                "totalBatches": validations[-1].steps,
+                "state": "STATE_COMPLETED",
+                "metrics": {"avgMetrics": {}},
+                "numInputs": 0,
+                "endTime": None,
+            }
+        return 200, answer
+
+    def _experiment(self, request: Request) -> tuple[int, dict[str, Any]]:
+        if request.method == "PATCH":
+            self.description = request.body["description"]
+        names = ("jobId", "name", "originalConfig", "projectId", "projectOwnerId", "searcherType")
+        return 200, {
+            "experiment": {
+                **dict.fromkeys(names, ""),
+                **{"id": EXPERIMENT_ID, "archived": False, "config": {}, "numTrials": 1},
+                **{"projectId": 1, "projectOwnerId": 1, "username": "determined"},
+                "startTime": "2026-11-25T11:05:11.113010Z",
+                "state": "STATE_ACTIVE",
+                "description": self.description,
+            }
+        }
+
+    def _kill(self, request: Request) -> tuple[int, dict[str, Any]]:
+        self.killed = True
+        return 200, {}
+
+    def _deleted_checkpoints(self, request: Request) -> tuple[int, dict[str, Any]]:
+        for one in request.body["checkpoints"]:
+            if one["resources"]["resources"] != {}:
+                return self._refuse(400, f"files are left of {one}")
+            self.deleted.append(one["uuid"])
+        return 200, {}
+
+    def _one_checkpoint(self, request: Request) -> tuple[int, dict[str, Any]]:
+        uuid_ = request.path.rpartition("/")[2]
+        for one in self.checkpoints:
+            if one["uuid"] == uuid_:
+                return 200, {"checkpoint": one}
+        return self._refuse(404, f"no checkpoint {uuid_}")
+
+    def _remove_files(self, request: Request) -> tuple[int, dict[str, Any]]:
+        for uuid_ in request.body["checkpointUuids"]:
+            for glob in request.body["checkpointGlobs"]:
+                self.removed_files.append((uuid_, glob))
+        return 200, {}
 
     def _best_validation(self, request: Request) -> tuple[int, dict[str, Any]]:
         losses = [report.values["val_loss"] for report in self.of_group("validation")]
@@ -238,7 +319,7 @@ class FakeMaster:
                 content = self.rfile.read(length)
                 if len(content) < length:  # whoever asked was killed in the middle of it
                     return
-                if self.headers.get(TOKEN_HEADER) != f"Bearer {TOKEN}":
+                if f"Bearer {TOKEN}" not in map(self.headers.get, TOKEN_HEADERS):
                     status, answer = master._refuse(401, f"{self.path} without the token")
                 else:
                     status, answer = self.answer(content or b"{}")
@@ -264,6 +345,9 @@ class FakeMaster:
                 self.respond()
 
             def do_POST(self) -> None:
+                self.respond()
+
+            def do_PATCH(self) -> None:
                 self.respond()
 
             def log_message(self, format: str, *arguments: Any) -> None:
@@ -294,6 +378,7 @@ class Trial:
         self.allocation_prefix = f"1.{uuid.uuid4()}."
         storage = {"type": "shared_fs", "host_path": "/checkpoints", "propagation": "rprivate"}
         self.config = {**config, "checkpoint_storage": {**config["checkpoint_storage"], **storage}}
+        self.hparams: dict[str, Any] = self.config["hyperparameters"]
         model = folder / "run" / "determined" / "train" / "model"
         for part in (model, folder / "run" / "determined" / "info", self.storage):
             part.mkdir(parents=True)
@@ -320,11 +405,12 @@ class Trial:
             "DET_TASK_ID": "1.task",
             "DET_ALLOCATION_ID": self.allocation,
             "DET_SESSION_TOKEN": TOKEN,
+            "DET_USER_TOKEN": TOKEN,
             "DET_USER": "determined",
             "DET_TASK_TYPE": "TRIAL",
             "DET_EXPERIMENT_ID": str(EXPERIMENT_ID),
             "DET_EXPERIMENT_CONFIG": json.dumps(self.config),
-            "DET_HPARAMS": json.dumps(self.config["hyperparameters"]),
+            "DET_HPARAMS": json.dumps(self.hparams),
             "DET_TRIAL_ID": "1",
             "DET_TRIAL_RUN_ID": str(self.runs),
             "DET_TRIAL_SEED": "5",

@@ -8,40 +8,55 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import pickle
+import json
+import re
 import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cluster.master
+from run_folder.names import DESCRIPTION, OPTIMIZER, STATE, WEIGHTS
+from run_folder.reader import open_model
 from tests.conftest import ROOT, small_values
-from tests.fake_master import FakeMaster, Report, Request, Trial, enter_container
+from tests.fake_master import (
+    EXPERIMENT_ID,
+    RECORDED,
+    FakeMaster,
+    Report,
+    Request,
+    Trial,
+    enter_container,
+    recorded_conversation,
+)
 from tests.reliability import processes
 
 BATCHES_PER_ROUND, REPORTING_PERIOD = 5, 2
 LABELS = (10, 16, 22)  # after each round
 GROUPS = {
-    "training": {"loss", "accuracy", "learning_rate", "round", "epochs", "batches"},
+    "training": {"loss", "accuracy", "learning_rate", "epochs", "batches"},
     "validation": {
-        "val_loss", "val_accuracy", "val_auc", "round", "labeled_samples", "annotation_minutes",
-        "epochs", "batches",
+        "val_loss", "val_accuracy", "val_auc", "val_ece", "val_worst_recall", "labeled_samples",
+        "annotation_minutes", "epochs", "batches",
     },
-    "test": {"test_loss", "test_accuracy", "test_auc", "round", "labeled_samples"},
+    "test": {
+        "test_loss", "test_accuracy", "test_auc", "test_ece", "test_worst_recall", "epochs",
+    },
     "active_learning": {
-        "round", "query_size", "labeled_samples", "wrong_labels", "annotation_minutes",
-        "query_seconds", "class_imbalance", "queried_0",
+        "query_size", "labeled_samples", "wrong_labels", "annotation_minutes", "query_seconds",
+        "class_imbalance", "epochs",
     },
-    "classes": {
-        "round", "labeled_samples",
-        "val_precision_0", "val_recall_0", "test_precision_0", "test_recall_0",
-    },
+    "learning_curve": {"accuracy_by_labels", "auc_by_labels", "aubc", "epochs"},
 }  # fmt: skip
+UNCERTAINTY = {"uncertainty_queried", "uncertainty_candidates"}  # from the second query on
+MOST_CHARTS = 22  # that one looks through in the WebUI's Metrics tab
 
 
 def experiment(slots: int = 0, **changes: Any) -> dict[str, Any]:
@@ -120,7 +135,8 @@ def assert_equal(trial: Trial, undisturbed: Trial) -> None:
     for state in states:
         # A pause between the last batch and its validation leaves a checkpoint that knows nothing
         # of the last round's result. No other is written, and none needs it.
-        del state["callbacks"]["active_learning"]["results"][len(LABELS) - 1 :]
+        del state["learner"]["results"][len(LABELS) - 1 :]
+        del state["progress"]
     assert processes.same(*states)
 
 
@@ -133,26 +149,55 @@ def test_the_master_gets_every_group_of_metrics(undisturbed: Trial) -> None:
         "training": [2, 4, 5, 7, 9, 10, 12, 14, 15],
         "validation": ends,
         "test": ends,
-        "classes": ends,
+        "learning_curve": ends,
         "active_learning": [end - BATCHES_PER_ROUND + 1 for end in ends],
     }
     assert {one.group for one in master.reports} == set(GROUPS)
     for group, names in GROUPS.items():
         for report in master.of_group(group):
-            assert names <= report.values.keys(), report
+            assert names <= report.values.keys() <= names | UNCERTAINTY, report
+
+
+def test_the_metrics_tab_stays_readable(undisturbed: Trial) -> None:
+    """The WebUI draws a chart for each name, without its prefix train_ or val_."""
+    names = {name for one in undisturbed.master.reports for name in one.values}
+    charts = {name.removeprefix("val_") for name in names} - {"epochs", "batches"}
+    assert len(charts) <= MOST_CHARTS, sorted(charts)
 
 
 def test_reports_say_what_the_weights_were_trained_on(undisturbed: Trial) -> None:
     master = undisturbed.master
-    for group in ("validation", "test", "classes", "active_learning"):
-        said = [
-            (one.values["round"], one.values["labeled_samples"]) for one in master.of_group(group)
+    for group in ("validation", "active_learning"):
+        reports = [
+            (one.values["epochs"], one.values["labeled_samples"]) for one in master.of_group(group)
         ]
-        assert said == list(enumerate(LABELS)), group
-    rounds = [(one.steps - 1) // BATCHES_PER_ROUND for one in master.of_group("training")]
-    assert [one.values["round"] for one in master.of_group("training")] == rounds
-    state = undisturbed.state()["callbacks"]["active_learning"]
-    assert int((state["acquired_round"] >= 0).sum()) == LABELS[-1]
+        assert reports == list(enumerate(LABELS, start=1)), group
+    assert [one.values["epochs"] for one in master.of_group("test")] == [1, 2, 3]
+    pool = undisturbed.state()["state.safetensors"]
+    assert int((pool["pool.labels"] >= 0).sum()) == LABELS[-1]
+
+
+def test_the_learning_curve_has_labels_for_its_epoch_axis(undisturbed: Trial) -> None:
+    master = undisturbed.master
+    curve = [one.values for one in master.of_group("learning_curve")]
+    assert [one["epochs"] for one in curve] == list(LABELS)
+    accuracies = [one.values["val_accuracy"] for one in master.of_group("validation")]
+    assert [one["accuracy_by_labels"] for one in curve] == pytest.approx(accuracies)
+    first, second, last = accuracies  # at 10, 16 and 22 labels
+    assert curve[0]["aubc"] == pytest.approx(first)
+    assert curve[-1]["aubc"] == pytest.approx((first + 2 * second + last) / 4)
+
+
+def test_the_log_is_readable(undisturbed: Trial) -> None:
+    """A line for each query and round, with its level for the WebUI's filter, and no dictionary."""
+    log = undisturbed.log.read_text()
+    lines = [line for line in log.splitlines() if "active_learning:" in line]
+    assert all(re.match(r"(INFO|WARNING): \[\d+\] active_learning: ", line) for line in lines)
+    for round_, labels in enumerate(LABELS):
+        assert f"round {round_} ({round_ + 1} of 3): {labels} labels, val_loss" in log
+    assert sum("chose" in line for line in lines) == len(LABELS)
+    assert "{" not in log
+    assert len(log.splitlines()) < 20
 
 
 def test_the_searcher_finds_its_metric_in_every_validation(undisturbed: Trial) -> None:
@@ -171,10 +216,38 @@ def test_progress_and_checkpoints_are_reported(undisturbed: Trial) -> None:
     steps = [one["metadata"]["steps_completed"] for one in master.checkpoints]
     assert steps == [5, 10, 15]
     for checkpoint in master.checkpoints:
-        assert "state_dict.pth" in checkpoint["resources"]
-        for name, size in checkpoint["resources"].items():
-            file = undisturbed.storage / checkpoint["uuid"] / name
-            assert name.endswith("/") or file.stat().st_size == int(size)
+        assert {WEIGHTS, STATE, OPTIMIZER, DESCRIPTION} <= checkpoint["resources"].keys()
+    newest = undisturbed.master.checkpoints[-1]
+    for name, size in newest["resources"].items():
+        file = undisturbed.storage / newest["uuid"] / name
+        assert name.endswith("/") or file.stat().st_size == int(size)
+
+
+def test_only_the_latest_and_the_best_checkpoint_are_kept(undisturbed: Trial) -> None:
+    master = undisturbed.master
+    losses = [one.values["val_loss"] for one in master.of_group("validation")]
+    written = [one["uuid"] for one in master.checkpoints]
+    best = written[losses.index(min(losses))]
+    kept = {written[-1], best}
+    assert {path.name for path in undisturbed.storage.iterdir() if path.name in written} == kept
+    assert set(master.deleted) == set(written) - kept
+    if best != written[-1]:
+        assert (best, OPTIMIZER) in master.removed_files
+
+
+def test_a_checkpoint_explains_itself(undisturbed: Trial, tmp_path: Path) -> None:
+    """What `det checkpoint download` brings opens like a run folder."""
+    newest = undisturbed.storage / undisturbed.master.checkpoints[-1]["uuid"]
+    downloaded = tmp_path / "downloaded"
+    shutil.copytree(newest, downloaded)
+    model = open_model(downloaded)
+    assert model.class_names == tuple(map(str, range(10)))
+    assert model.round == len(LABELS) - 1
+    assert len(model.pool.labelled) == len(model.queries) == LABELS[-1]
+    assert model.metrics[-1]["val_loss"] == model.val_loss
+    assert 0.05 <= model.temperature <= 20
+    assert model.description.settings["rounds"] == len(LABELS)
+    assert not list(downloaded.glob("*.pkl.*"))
 
 
 def pictures(trial: Trial) -> dict[str, list[Any]]:
@@ -242,21 +315,25 @@ def test_paused_and_killed_time_and_again(
     assert_equal(trial, undisturbed)
 
 
-def test_another_trials_checkpoint_gives_weights_and_no_labels(
+def test_another_trials_checkpoint_gives_its_backbone_and_no_labels(
     make_trial: Callable[..., Trial], undisturbed: Trial
 ) -> None:
-    trial = make_trial(rounds=1)
+    trial = make_trial(rounds=1, label_budget=10)
     uuid = undisturbed.master.checkpoints[-1]["uuid"]
     shutil.copytree(undisturbed.storage / uuid, trial.storage / uuid)
-    # By the number in it Determined tells another trial's checkpoint.
-    other = trial.storage / uuid / "trial_state.pkl"
-    state = pickle.loads(other.read_bytes())
-    other.write_bytes(pickle.dumps({**state, "trial_id": 2}))
+    file = trial.storage / uuid / DESCRIPTION
+    content = json.loads(file.read_text())
+    content["origin"]["trial_id"] = 2
+    file.write_text(json.dumps(content))
     assert processes.wait(trial.start(checkpoint=(uuid, 0))) == 0, trial.log.read_text()
-    query = trial.master.of_group("active_learning")
-    assert [(one.steps, one.values["labeled_samples"]) for one in query] == [(1, LABELS[0])]
+    queries = trial.master.of_group("active_learning")
+    assert [(one.steps, one.values["labeled_samples"]) for one in queries] == [(1, LABELS[0])]
     losses = [one.master.of_group("training")[0].values["loss"] for one in (trial, undisturbed)]
-    assert losses[0] < losses[1]
+    assert losses[0] != losses[1]
+    log = trial.log.read_text()
+    assert "warm start: the backbone comes from trial 2 and has seen 22 labels there" in log
+    steps = {int(v) for k, v in trial.state()[OPTIMIZER].items() if k.endswith(".step")}
+    assert steps == {BATCHES_PER_ROUND}  # fresh moments
 
 
 def test_paused_and_killed_before_the_first_round_is_done(
@@ -302,42 +379,71 @@ def test_paused_and_killed_before_the_first_round_is_done(
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
-        ({"batch_size": 64}, "hyperparameters.batch_size: 64"),
         ({"label_budget": 5000}, "hyperparameters.label_budget: 5000"),  # more than there are
         ({"pretrained_backbone": "no/file"}, "hyperparameters.pretrained_backbone: no/file"),
+        ({"dataset": "folder:none", "data_dir": "nowhere"}, "nowhere/none: cannot be read"),
+        ({"dropuot": 0.1}, "hyperparameters.dropuot: unknown (did you mean dropout?)"),
     ],
 )
-def test_an_invalid_hyperparameter_is_no_crash(
+def test_a_mistake_ends_the_experiment_with_one_line(
     make_trial: Callable[..., Trial], changes: dict[str, Any], complaint: str
 ) -> None:
     trial = make_trial(**changes)
+    assert processes.wait(trial.start()) == 2
+    master, log = trial.master, trial.log.read_text()
+    assert master.refused == []
+    assert master.killed
+    assert master.description.startswith(f"error: {complaint}")
+    assert master.bodies("/early_exit") == []  # which the master would count as completed
+    assert log.splitlines()[-1].startswith(f"error: {complaint}")
+    assert "Traceback" not in log
+
+
+def test_a_bad_draw_of_a_search_ends_its_trial_alone(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(label_budget=5000)
+    trial.config["hyperparameters"]["label_budget"] = {
+        "type": "categorical", "vals": [22, 5000]
+    }  # fmt: skip
+    trial.hparams = {**trial.hparams, "label_budget": 5000}
     assert processes.wait(trial.start()) == 0, trial.log.read_text()
     assert trial.master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
-    assert trial.master.reports == []
-    assert complaint in trial.log.read_text()
+    assert not trial.master.killed
+    assert "hyperparameters.label_budget: 5000" in trial.log.read_text()
 
 
-def test_a_trial_that_diverges_is_dropped_by_the_search(make_trial: Callable[..., Trial]) -> None:
+def test_a_trial_that_diverges_ends_the_experiment(make_trial: Callable[..., Trial]) -> None:
     trial = make_trial(
         architecture="small_cnn", learning_rate=10, weight_decay=10, batches_per_round=80
     )
-    assert processes.wait(trial.start()) == 0, trial.log.read_text()
+    assert processes.wait(trial.start()) == 2, trial.log.read_text()
     master = trial.master
     assert master.refused == []
-    assert master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
+    assert master.killed
+    assert "the training loss is nan in round 0" in master.description
     assert master.checkpoints == []  # weights that are no numbers are not kept
-    assert "the training loss is nan in round 0" in trial.log.read_text()
 
 
-def test_data_that_cannot_be_used_fail_the_trial_in_one_line(
-    make_trial: Callable[..., Trial], tmp_path: Path
-) -> None:
-    trial = make_trial(dataset="folder:none", data_dir=str(tmp_path))
-    assert processes.wait(trial.start()) == 2
-    assert trial.master.bodies("/early_exit") == []  # other trials would do no better
-    said = trial.log.read_text()
-    assert said.splitlines()[-1].startswith(f"error: {tmp_path}/none: cannot be read (No such")
-    assert "Traceback" not in said
+def enter_impatiently(folder: Path) -> None:
+    """Enter the container, and ask the master at every report."""
+    enter_container(folder)
+    cluster.master.SECONDS_BETWEEN_QUESTIONS = 0
+
+
+def test_a_trial_that_the_search_has_stopped_ends_soon(make_trial: Callable[..., Trial]) -> None:
+    trial = make_trial(architecture="small_cnn", rounds=30, label_budget=184)
+
+    def pruned(request: Request) -> bool:
+        if report_of("validation", BATCHES_PER_ROUND)(request):
+            trial.master.trial_state = "STATE_STOPPING_COMPLETED"
+        return False
+
+    prepare = functools.partial(enter_impatiently, trial.folder)
+    process = processes.start([], trial.log, trial.environment(pruned), prepare)
+    assert processes.wait(process) == 0, trial.log.read_text()
+    assert "the search has stopped this trial" in trial.log.read_text()
+    last = max(one.steps for one in trial.master.reports)
+    assert last <= 2 * BATCHES_PER_ROUND
+    assert trial.master.checkpoints[-1]["metadata"]["steps_completed"] >= BATCHES_PER_ROUND
 
 
 def test_more_ranks_than_slots_are_refused(make_trial: Callable[..., Trial]) -> None:
@@ -366,5 +472,58 @@ def test_two_slots_paused_and_gone_on_with(make_trial: Callable[..., Trial]) -> 
     assert [one.steps for one in master.of_group("training")] == [2, 4, 5, 7, 9, 10, 12, 14, 15]
     said = [one.values["labeled_samples"] for one in master.of_group("active_learning")]
     assert said == list(LABELS)
-    acquired = trial.state()["callbacks"]["active_learning"]["acquired_round"]
+    acquired = trial.state()["state.safetensors"]["pool.round"]
     assert [int((acquired == round_).sum()) for round_ in range(len(LABELS))] == [10, 6, 6]
+
+
+def test_a_local_run_and_a_trial_do_the_same(undisturbed: Trial, tmp_path: Path) -> None:
+    """Both runtimes end with the same queries, metrics and weights, to the last bit."""
+    config = {**undisturbed.config, "reproducibility": {"experiment_seed": 5}}  # the trial's seed
+    file, run = tmp_path / "config.yaml", tmp_path / "run"
+    file.write_text(yaml.safe_dump(config))
+    log = tmp_path / "log.txt"
+    process = processes.start(["--config", file, "--output-dir", run], log)
+    assert processes.wait(process) == 0, log.read_text()
+    checkpoint = undisturbed.storage / undisturbed.master.checkpoints[-1]["uuid"]
+    assert (run / "queries.csv").read_bytes() == (checkpoint / "queries.csv").read_bytes()
+    assert processes.same(processes.last_state(run), undisturbed.state())
+    ours, theirs = (processes.read_rows(one / "metrics.csv") for one in (run, checkpoint))
+    for mine, other in zip(ours, theirs, strict=True):
+        for row in (mine, other):
+            del row["query_seconds"]
+            row["train_loss"] = row["train_accuracy"] = ""  # summed up in another order
+        assert mine == other
+
+
+class TestStandIn:
+    """The stand-in answers as the real master did, in a conversation that was recorded."""
+
+    def test_its_answers_have_the_recorded_shape(self) -> None:
+        master = FakeMaster()
+        answered = 0
+        for one in recorded_conversation():
+            path, _, query = str(one["path"]).partition("?")
+            for old, new in (("trials/89", "trials/1"), ("runs/89", "runs/1"),
+                             ("experiments/56", f"experiments/{EXPERIMENT_ID}")):  # fmt: skip
+                path = path.replace(old, new)
+            if "context_directory" in path or "rendezvous" in path or "acceleratorData" in path:
+                continue  # the container's entrypoint asks for these, not the trial
+            body = one["request"] or {}
+            if "runId" in body:
+                body = {**body, "runId": 1}
+            if "signals/preemption" in path:
+                query = "timeout_seconds=0"
+            status, answer = master.answer(Request(one["method"], path, body), parse_qs(query))
+            assert status == one["status"], (path, answer)
+            if status == 200:
+                assert answer.keys() >= one["response"].keys() - {"storageId"}, path
+            answered += 1
+        assert answered > 40
+        assert master.refused == []
+
+    def test_its_container_has_the_recorded_variables(
+        self, make_trial: Callable[..., Trial]
+    ) -> None:
+        recorded = json.loads((RECORDED / "container.json").read_text(encoding="utf-8"))
+        ours = make_trial().environment().keys() - {"OMP_NUM_THREADS"}
+        assert ours <= recorded["environment"].keys()
