@@ -22,11 +22,15 @@ class KeptCheckpoints:
     Args:
         storage: the trial's checkpoints.
         master: shrinks the best one, once it is no longer the latest.
+        with_optimizer: whether checkpoints hold the optimizer's state.
     """
 
-    def __init__(self, storage: core.CheckpointContext, master: Master) -> None:
+    def __init__(
+        self, storage: core.CheckpointContext, master: Master, with_optimizer: bool
+    ) -> None:
         self._storage = storage
         self._master = master
+        self._with_optimizer = with_optimizer
         self._kept: list[tuple[str, float]] = []  # id, and the cost that the best has least of
 
     def written(self, identifier: str, cost: float) -> None:
@@ -39,7 +43,7 @@ class KeptCheckpoints:
             if superseded not in (best[0], identifier):
                 with tolerated(f"delete checkpoint {superseded}"):
                     self._storage.delete(superseded)
-        if best is not latest and known[-2] == best:
+        if self._with_optimizer and best is not latest and known[-2] == best:
             self._master.remove_optimizer(best[0])
 
     def state(self) -> dict[str, Any]:

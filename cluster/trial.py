@@ -64,7 +64,9 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         self.master = master
         self.origin = origin
         self.ranks = ranks
-        self.kept_checkpoints = KeptCheckpoints(self.core.checkpoint, master)
+        self.kept_checkpoints = KeptCheckpoints(
+            self.core.checkpoint, master, learner.hp.between_rounds == "keep"
+        )
         self.val, self.test = (
             evaluated_part(split, learner.hp.evaluation_size).to(context.device)
             for split in (splits.val, splits.test)

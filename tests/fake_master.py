@@ -478,7 +478,8 @@ def enter_container(folder: Path) -> None:
     relocate(str(folder))
     det.ClusterInfo._from_env()._to_file()
     det.TrialInfo._from_env()._to_file()
-    det.RendezvousInfo(["127.0.0.1"], 0, [0])._to_file()
+    slots = len(json.loads(os.environ["DET_SLOT_IDS"]))
+    det.RendezvousInfo(["127.0.0.1"], 0, [slots])._to_file()
     det.ResourcesInfo([])._to_file()
 
 

@@ -15,14 +15,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 from urllib.parse import parse_qs
 
 import pytest
 import yaml
+from determined import core
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import cluster.master
+from cluster.checkpoints import KeptCheckpoints
+from cluster.master import Master
 from run_folder.names import DESCRIPTION, OPTIMIZER, STATE, WEIGHTS
 from run_folder.reader import open_model
 from tests.conftest import ROOT, small_values
@@ -216,7 +220,7 @@ def test_progress_and_checkpoints_are_reported(undisturbed: Trial) -> None:
     steps = [one["metadata"]["steps_completed"] for one in master.checkpoints]
     assert steps == [5, 10, 15]
     for checkpoint in master.checkpoints:
-        assert {WEIGHTS, STATE, OPTIMIZER, DESCRIPTION} <= checkpoint["resources"].keys()
+        assert {WEIGHTS, STATE, DESCRIPTION} <= checkpoint["resources"].keys()
     newest = undisturbed.master.checkpoints[-1]
     for name, size in newest["resources"].items():
         file = undisturbed.storage / newest["uuid"] / name
@@ -231,8 +235,25 @@ def test_only_the_latest_and_the_best_checkpoint_are_kept(undisturbed: Trial) ->
     kept = {written[-1], best}
     assert {path.name for path in undisturbed.storage.iterdir() if path.name in written} == kept
     assert set(master.deleted) == set(written) - kept
-    if best != written[-1]:
-        assert (best, OPTIMIZER) in master.removed_files
+    # Weights start anew each round, so no checkpoint at a round's end holds the optimizer's state.
+    assert master.removed_files == []
+    assert not list(undisturbed.storage.glob(f"*/{OPTIMIZER}"))
+
+
+def test_the_best_checkpoint_loses_the_optimizer_once_it_is_not_the_latest() -> None:
+    deleted: list[str] = []
+    shrunk: list[str] = []
+    storage = cast(core.CheckpointContext, SimpleNamespace(delete=deleted.append))
+    master = cast(Master, SimpleNamespace(remove_optimizer=shrunk.append))
+    kept = KeptCheckpoints(storage, master, with_optimizer=True)
+    for name, cost in (("a", 3.0), ("b", 1.0), ("c", 2.0), ("d", 0.5)):
+        kept.written(name, cost)
+        # A restart begins with what the newest checkpoint knew, and with that checkpoint itself.
+        restored = KeptCheckpoints(storage, master, with_optimizer=True)
+        restored.load_state(kept.state())
+        kept = restored
+    assert sorted(deleted) == ["a", "b", "c"]
+    assert shrunk == ["b"]
 
 
 def test_a_checkpoint_explains_itself(undisturbed: Trial, tmp_path: Path) -> None:
@@ -318,7 +339,7 @@ def test_paused_and_killed_time_and_again(
 def test_another_trials_checkpoint_gives_its_backbone_and_no_labels(
     make_trial: Callable[..., Trial], undisturbed: Trial
 ) -> None:
-    trial = make_trial(rounds=1, label_budget=10)
+    trial = make_trial(rounds=1, label_budget=10, between_rounds="keep")
     uuid = undisturbed.master.checkpoints[-1]["uuid"]
     shutil.copytree(undisturbed.storage / uuid, trial.storage / uuid)
     file = trial.storage / uuid / DESCRIPTION
@@ -381,7 +402,7 @@ def test_paused_and_killed_before_the_first_round_is_done(
     [
         ({"label_budget": 5000}, "hyperparameters.label_budget: 5000"),  # more than there are
         ({"pretrained_backbone": "no/file"}, "hyperparameters.pretrained_backbone: no/file"),
-        ({"dataset": "folder:none", "data_dir": "nowhere"}, "nowhere/none: cannot be read"),
+        ({"dataset": "folder:none", "data_dir": "nowhere"}, "nowhere: cannot be read"),
         ({"dropuot": 0.1}, "hyperparameters.dropuot: unknown (did you mean dropout?)"),
     ],
 )
