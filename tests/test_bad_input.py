@@ -21,7 +21,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medmnist import INFO
 from PIL import Image
 
 import model_def
@@ -29,6 +28,7 @@ from active_learning import ActiveLearner
 from data_sources import npz
 from data_sources.hdf5 import read_images as read_hdf5
 from data_sources.image_folder import decode
+from data_sources.medmnist_table import medmnist_sets
 from errors import UserError
 from run_folder.writer import RunFolder
 from tests.bad_input_cases import CASES
@@ -155,10 +155,10 @@ def test_a_download_with_another_md5(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/served.npz"
-        monkeypatch.setitem(INFO[FLAG], "url", url)
+        monkeypatch.setitem(medmnist_sets()[FLAG], "url", url)
         line = complaint(data(FLAG)(), capsys)
         server.shutdown()
-    assert f"expected {INFO[FLAG]['MD5']}" in line
+    assert f"expected {medmnist_sets()[FLAG]['MD5']}" in line
     assert f"download {url} by hand and save it as" in line
     assert not list((tmp_path / "data").glob("*.npz"))
 

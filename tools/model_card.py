@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from data_sources.medmnist_table import medmnist_sets
 from reporting.measures import Estimate
 from run_folder.reader import Model
 from tools.evaluate.measure import Evaluation
@@ -145,9 +146,7 @@ def _data(run: Model) -> str:
         return "The handwritten digits that come with scikit-learn, enlarged."
     if ":" in run.hp.dataset:
         return f"`{run.hp.dataset}`, a data set of the user's own."
-    from medmnist import INFO  # as in data_sources: it is slow to load
-
-    info = INFO[run.hp.dataset]
+    info = medmnist_sets()[run.hp.dataset]
     return f"{name} of MedMNIST ({info['license']}). {info['description']}"
 
 
