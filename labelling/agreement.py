@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from labelling.batch import Batch
 from labelling.log import ANNOTATOR, Answer
-from labelling.outcome import latest_votes
+from labelling.outcome import tally
+from labelling.settings import LabellingSettings
 
 RESAMPLES = 2000
 BLOCK_NUMBERS = 2**22  # that one step of the bootstrap holds in memory
@@ -39,10 +40,10 @@ def agreement(batch: Batch, lines: Sequence[Answer], annotators: Sequence[str]) 
     """The agreement of `annotators` on one batch; None with fewer than two of them."""
     if len(annotators) < 2:
         return None
-    votes = latest_votes(lines)
+    votes = tally(batch, lines, LabellingSettings()).votes
     rows = []
     for item in batch.images:
-        given = [votes.get(item.index, {}).get((ANNOTATOR, name)) for name in annotators]
+        given = [votes[item.index].get((ANNOTATOR, name)) for name in annotators]
         names = [vote.answer for vote in given if vote is not None and vote.answer is not None]
         if len(names) == len(annotators):
             rows.append([batch.class_index(name) for name in names])

@@ -20,7 +20,8 @@ from xml.sax.saxutils import quoteattr
 from errors import UserError
 from labelling.batch import Batch
 from labelling.log import SKIP_REASONS, Answer
-from labelling.outcome import latest_votes
+from labelling.outcome import tally
+from labelling.settings import LabellingSettings
 
 CSV_COLUMNS = ("index", "file", "label", "skip", "annotator", "role", "seconds", "time")
 # A spreadsheet runs a cell that begins with one of these as a formula.
@@ -39,9 +40,9 @@ def csv_of_answers(batch: Batch, lines: Sequence[Answer]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\r\n")
     writer.writerow(CSV_COLUMNS)
-    votes = latest_votes(lines)
+    votes = tally(batch, lines, LabellingSettings()).votes
     for item in batch.images:
-        of_image: list[Answer | None] = [*votes.get(item.index, {}).values()]
+        of_image: list[Answer | None] = [*votes[item.index].values()]
         for vote in of_image or [None]:
             row: list[Any] = [item.index, item.source]
             if vote is not None:
@@ -119,7 +120,7 @@ def label_studio_tasks(batch: Batch, lines: Sequence[Answer], image_root: str) -
         image_root: what stands before INDEX.png in the image's address, for example
             `/data/local-files/?d=images/`.
     """
-    votes = latest_votes(lines)
+    votes = tally(batch, lines, LabellingSettings()).votes
     tasks = []
     for item in batch.images:
         task: dict[str, Any] = {
@@ -129,7 +130,7 @@ def label_studio_tasks(batch: Batch, lines: Sequence[Answer], image_root: str) -
                 "index": item.index,
                 "source": item.source,
             },
-            "annotations": [_annotation(v) for v in votes.get(item.index, {}).values()],
+            "annotations": [_annotation(v) for v in votes[item.index].values()],
         }
         if item.suggested is not None:
             prediction = {"result": [_choice(batch.class_names[item.suggested])]}

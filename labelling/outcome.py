@@ -89,34 +89,44 @@ def is_closed(folder: Path) -> bool:
 def outcomes_of(folder: Path, batch: Batch) -> dict[int, Outcome]:
     """The outcome of each image by the log as it is now, corrections aside."""
     settings = read_settings(folder.parent.parent)
-    lines = [line for line in AnswerLog(folder).read() if line.old is None]
-    return resolve(batch, lines, settings)
+    return tally(batch, AnswerLog(folder).read(), settings).outcomes
 
 
-def resolve(
-    batch: Batch, lines: Iterable[Answer], settings: LabellingSettings
-) -> dict[int, Outcome]:
-    """The outcome of each image of `batch`, in the batch's order.
+class Tally:
+    """Counts the answers to one batch as they come in.
 
-    The most frequent answer counts; all skip reasons together count as one answer. A draw goes to
-    the adjudicator, whose answer ends the matter.
+    The most frequent answer to an image counts; all skip reasons together count as one answer. A
+    draw goes to the adjudicator, whose answer ends the matter.
+
+    Attributes:
+        votes: per image, the latest answer of each (role, annotator) that was not taken back.
+        outcomes: one per image, in the batch's order.
     """
-    votes = latest_votes(lines)
-    needed = settings.votes_needed(batch)
-    return {
-        item.index: _outcome(votes.get(item.index, {}), needed[item.index]) for item in batch.images
-    }
 
+    def __init__(self, batch: Batch, settings: LabellingSettings) -> None:
+        self._needed = settings.votes_needed(batch)
+        self.votes: dict[int, dict[tuple[str, str], Answer]] = {
+            item.index: {} for item in batch.images
+        }
+        self.outcomes = {item.index: Outcome(WAITING) for item in batch.images}
 
-def latest_votes(lines: Iterable[Answer]) -> dict[int, dict[tuple[str, str], Answer]]:
-    """Per image, the latest answer of each (role, annotator) that was not taken back."""
-    votes: dict[int, dict[tuple[str, str], Answer]] = {}
-    for line in lines:
-        of_image = votes.setdefault(line.image, {})
-        of_image.pop((line.role, line.annotator), None)
+    def add(self, line: Answer) -> None:
+        """Count one line of the log. Corrections are no answers and change nothing here."""
+        if line.old is not None or line.image not in self.votes:
+            return
+        votes = self.votes[line.image]
+        votes.pop((line.role, line.annotator), None)
         if not line.withdrawn:
-            of_image[line.role, line.annotator] = line
-    return votes
+            votes[line.role, line.annotator] = line
+        self.outcomes[line.image] = _outcome(votes, self._needed[line.image])
+
+
+def tally(batch: Batch, lines: Iterable[Answer], settings: LabellingSettings) -> Tally:
+    """All `lines`, counted."""
+    counted = Tally(batch, settings)
+    for line in lines:
+        counted.add(line)
+    return counted
 
 
 def _outcome(votes: Mapping[tuple[str, str], Answer], needed: int) -> Outcome:

@@ -23,7 +23,8 @@ from labelling.exchange import (
     label_studio_tasks,
 )
 from labelling.log import Answer, AnswerLog
-from labelling.outcome import latest_votes
+from labelling.outcome import tally
+from labelling.settings import LabellingSettings
 from tests.labelling_runs import CLASSES, made_up_batch, made_up_run
 
 BATCH = made_up_batch(4)
@@ -39,7 +40,7 @@ LINES = [
 def meanings(lines: list[Answer]) -> dict[int, dict[str, tuple[str | None, str | None]]]:
     return {
         image: {name: (vote.answer, vote.skip) for (_, name), vote in votes.items()}
-        for image, votes in latest_votes(lines).items()
+        for image, votes in tally(BATCH, lines, LabellingSettings()).votes.items()
         if votes
     }
 

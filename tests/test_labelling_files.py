@@ -40,7 +40,7 @@ from labelling.outcome import (
     corrections,
     current_outcomes,
     read_answers,
-    resolve,
+    tally,
 )
 from labelling.settings import LabellingSettings, read_settings, write_settings
 from tests.labelling_runs import CLASSES, made_up_batch, made_up_run
@@ -242,7 +242,7 @@ TWO = LabellingSettings(("ann", "ben"), overlap=1.0)
 
 
 def states(lines: list[Answer], settings: LabellingSettings, size: int = 1) -> list[str]:
-    return [o.state for o in resolve(made_up_batch(size), lines, settings).values()]
+    return [o.state for o in tally(made_up_batch(size), lines, settings).outcomes.values()]
 
 
 def test_a_majority_decides_and_a_draw_waits_for_the_adjudicator() -> None:
@@ -255,7 +255,7 @@ def test_a_majority_decides_and_a_draw_waits_for_the_adjudicator() -> None:
     assert states([ann, other, cat], three) == [LABELLED]
     assert states([ann, other, answer(0, skip="unsure", annotator="cat")], three) == [DISPUTED]
     decision = answer(0, "debris", "dora", role="adjudicator")
-    outcome = resolve(made_up_batch(1), [ann, other, decision], TWO)[0]
+    outcome = tally(made_up_batch(1), [ann, other, decision], TWO).outcomes[0]
     assert (outcome.state, outcome.answer) == (LABELLED, "debris")
     taken_back = answer(0, None, "dora", role="adjudicator")
     assert states([ann, other, decision, taken_back], TWO) == [DISPUTED]
