@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from data_sources.disk_images import fits_in_memory, mapped_images
 from data_sources.raw import MAX_ARRAY_BYTES, RawSplit, RawSplits, check_memory, describe_os_error
 from data_sources.resizing import resize
+from data_sources.sources import ArraySources
 from errors import UserError
 
 BLOCK_BYTES = 32 * 2**20  # read and resized at a time, through a float32 copy
@@ -39,14 +40,16 @@ def load(name: str, data_dir: Path, image_size: int) -> RawSplits:
     for split, path in paths.items():
         labels_path = data_dir / f"{name}_{SPLITS[split]}_y.h5"
         cache = data_dir / ".cache" / f"{path.stem}_{image_size}"
+        images = _load_images(path, image_size, None if in_memory else cache)
         splits[split] = RawSplit(
-            images=_load_images(path, image_size, None if in_memory else cache),
+            images=images,
             labels=_load_labels(labels_path),
             images_from=f"{path}: x",
             labels_from=f"{labels_path}: y",
+            sources=ArraySources(f"{path.name}:x", range(len(images))),
         )
     labels = np.concatenate([split.labels.reshape(-1) for split in splits.values()])
-    class_names = tuple(str(label) for label in np.unique(labels))
+    class_names = tuple(str(label) for label in np.unique(labels) if label >= 0)
     return RawSplits(name, class_names, splits["train"], splits["val"], splits["test"])
 
 

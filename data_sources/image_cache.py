@@ -1,7 +1,8 @@
-"""Decoded images kept on disk, so that tens of thousands of small files are read only once."""
+"""Decoded images kept on disk, so that tens of thousands of small files are decoded only once."""
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -16,18 +17,19 @@ from errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Images = NDArray[np.uint8]
+# Images, and one line for each thing that a user should know about their decoding.
+Built = tuple[NDArray[np.uint8], list[str]]
 
 
-def cached_images(cache: Path, key: str, build: Callable[[], Images]) -> Images:
-    """The images in the .npz file `cache` if it was written under `key`, else those of `build()`.
+def cached_images(cache: Path, key: str, build: Callable[[], Built]) -> Built:
+    """What the .npz file `cache` holds if it was written under `key`, else what `build()` gives.
 
     One process builds while others wait. Where the cache cannot be written, one warning is
     logged and every process builds for itself.
     """
-    images = _read(cache, key)
-    if images is not None:
-        return images
+    built = _read(cache, key)
+    if built is not None:
+        return built
     lock = FileLock(cache.with_name(f".{cache.name}.lock"))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -36,42 +38,49 @@ def cached_images(cache: Path, key: str, build: Callable[[], Images]) -> Images:
         _warn(cache, error)
         return build()
     try:
-        images = _read(cache, key)
-        if images is None:
-            images = build()
-            _write(cache, key, images)
-        return images
+        built = _read(cache, key)
+        if built is None:
+            built = build()
+            _write(cache, key, built)
+        return built
     finally:
         lock.release()
 
 
-def _read(cache: Path, key: str) -> Images | None:
-    """The cached images, or None if there are none, of this key, in one piece."""
+def _read(cache: Path, key: str) -> Built | None:
+    """What is cached, or None where there is no whole cache of this key."""
     try:
         if not cache.exists():
             return None
         stored = read_npz(cache, ["key"], "it is made again")["key"]
         if stored.tobytes() != key.encode():
             return None
-        return read_npz(cache, ["images"], "it is made again")["images"].astype(
-            np.uint8, casting="no", copy=False
-        )
-    except (UserError, OSError, TypeError) as error:
+        arrays = read_npz(cache, ["images", "facts"], "it is made again")
+        facts = json.loads(arrays["facts"].tobytes())
+        return arrays["images"].astype(np.uint8, casting="no", copy=False), facts
+    except (UserError, OSError, TypeError, ValueError) as error:
         logger.warning("cache ignored: %s", error)
         return None
 
 
-def _write(cache: Path, key: str, images: Images) -> None:
+def _write(cache: Path, key: str, built: Built) -> None:
     partial = cache.with_name(f".{cache.name}.part")
+    images, facts = built
     try:
         try:
             with partial.open("wb") as file:
-                np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), images=images)
+                np.savez(
+                    file, key=_as_bytes(key), facts=_as_bytes(json.dumps(facts)), images=images
+                )
             partial.replace(cache)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         _warn(cache, error)
+
+
+def _as_bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def _warn(cache: Path, error: OSError | NotImplementedError) -> None:

@@ -14,6 +14,7 @@ from data_sources.download import download_once
 from data_sources.medmnist_table import medmnist_sets
 from data_sources.npz import read_npz
 from data_sources.raw import RawSplit, RawSplits, describe_os_error
+from data_sources.sources import ArraySources
 from errors import UserError
 
 FILE_SUFFIX = {28: "", 64: "_64"}
@@ -43,12 +44,16 @@ def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplit
             labels=arrays[f"{split}_labels"],
             images_from=f"{path}: {split}_images",
             labels_from=f"{path}: {split}_labels",
+            sources=ArraySources(
+                f"{path.name}:{split}_images", range(len(arrays[f"{split}_images"]))
+            ),
         )
         for split in SPLITS
     }
     names = info["label"]
     class_names = tuple(names[str(label)] for label in range(len(names)))
-    return RawSplits(flag, class_names, channels=info["n_channels"], **splits)
+    train, val, test = (splits[split] for split in SPLITS)
+    return RawSplits(flag, class_names, train, val, test, info["n_channels"])
 
 
 def _info(flag: str) -> dict[str, Any]:

@@ -202,14 +202,8 @@ def linked_out(root: Path) -> None:
     (root / "a" / "0.png").symlink_to(root.parent / "private" / "0.png")
 
 
-def class_of_two(root: Path) -> None:
-    (root / "c").mkdir()
-    for number in (0, 2):
-        shutil.move(root / "a" / f"{number}.png", root / "c")
-
-
-def sixteen_bits(root: Path) -> None:
-    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(root / "a" / "deep.png")
+def twelve_bits(root: Path) -> None:
+    Image.fromarray(np.full((9, 9), 4095, dtype=np.uint16)).save(root / "a" / "deep.png")
 
 
 def real_numbers(root: Path) -> None:

@@ -27,7 +27,7 @@ import model_def
 from active_learning import ActiveLearner
 from data_sources import npz
 from data_sources.hdf5 import read_images as read_hdf5
-from data_sources.image_folder import decode
+from data_sources.image_file import decode
 from data_sources.medmnist_table import medmnist_sets
 from errors import UserError
 from run_folder.writer import RunFolder
@@ -244,7 +244,7 @@ def test_a_damaged_image_is_decoded_or_refused(content: st.DataObject) -> None:
     Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save("image.png", kind)
     damage(Path("image.png"), content, 60)
     with contextlib.suppress(UserError):
-        assert decode(Path("image.png"), 8).shape[:2] == (8, 8)
+        assert decode(Path("image.png"), 8).pixels.shape[:2] == (8, 8)
 
 
 @settings(max_examples=60)

@@ -209,10 +209,10 @@ class TestRefusals:
         np.savez(tmp_path / "b.npz", images=np.zeros((2, 8, 8, 4), dtype=np.uint8))
         assert "4 channels" in self.refused(capsys, small_run, tmp_path / "b.npz")
 
-    def test_sixteen_bits(
+    def test_floating_point(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        Image.fromarray(np.full((9, 9), 1000, dtype=np.uint16)).save(tmp_path / "a.tif")
+        Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
         assert "8 bits" in self.refused(capsys, small_run, tmp_path / "a.tif")
 
     def test_output_into_no_folder(

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from data_sources import hdf5, image_folder
+from data_sources import hdf5, image_file
 from data_sources.npz import read_npz
 from data_sources.resizing import resize
 from errors import UserError
@@ -48,16 +47,16 @@ def find_inputs(paths: Sequence[Path]) -> list[Path]:
             below = [
                 file
                 for file in sorted(path.rglob("*"))
-                if file.suffix.lower() in image_folder.SUFFIXES and file.is_file()
+                if file.suffix.lower() in image_file.SUFFIXES and file.is_file()
             ]
             if not below:
-                kinds = ", ".join(sorted(image_folder.SUFFIXES))
+                kinds = ", ".join(sorted(image_file.SUFFIXES))
                 raise UserError(f"{path}: no image in it ({kinds}); name a folder with some")
             found += below
         elif not path.is_file():
             raise UserError(f"{path}: no such file or folder; check the name")
-        elif path.suffix.lower() not in image_folder.SUFFIXES | ARRAY_SUFFIXES:
-            kinds = ", ".join(sorted(image_folder.SUFFIXES | ARRAY_SUFFIXES))
+        elif path.suffix.lower() not in image_file.SUFFIXES | ARRAY_SUFFIXES:
+            kinds = ", ".join(sorted(image_file.SUFFIXES | ARRAY_SUFFIXES))
             raise UserError(f"{path}: not a kind of file that is read; give one of {kinds}")
         else:
             found.append(path)
@@ -94,10 +93,9 @@ def read_batches(
 
 def _read_file(path: Path, size: int, channels: int) -> tuple[str, NDArray[np.uint8]]:
     """The image's own size, and its pixels [1, size, size, channels]."""
-    pixels = image_folder.decode(path, size)
-    with Image.open(path, formats=image_folder.FORMATS) as image:
-        original = f"{image.width}x{image.height}"
-    return original, _with_channels(pixels[np.newaxis], channels)
+    image = image_file.decode(path, size)
+    width, height = image.original_size
+    return f"{width}x{height}", _with_channels(image.pixels[np.newaxis], channels)
 
 
 def _array_batches(path: Path, size: int, channels: int, batch_size: int) -> Iterator[ImageBatch]:

@@ -1,4 +1,4 @@
-"""The data set that a trial's hyperparameters name, and the part of it that is evaluated."""
+"""Loads the data set that the hyperparameters name, and draws the part of it that is evaluated."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from training.seeds import make_generator
 
 
 def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
-    """Read it from `data_dir`, or else `hp.data_dir`; downloaded first where it is missing.
+    """Load the data set from `data_dir`, or from `hp.data_dir` if that is None.
+
+    A MedMNIST file that is missing is downloaded.
 
     Raises:
-        UserError: it is not there, or cannot be used.
+        UserError: the data set is missing or cannot be used.
     """
     return load_splits(
         hp.dataset,
@@ -28,8 +30,8 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
 
 
 def evaluated_part(store: ImageStore, size: int) -> ImageStore:
-    """`size` images of `store`, drawn at random and always the same; all of them for 0."""
+    """`size` images of `store`, drawn at random and always the same ones; all of them for 0."""
     if not 0 < size < len(store):
         return store
     chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
-    return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
+    return store.subset(chosen)
