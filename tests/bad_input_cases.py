@@ -16,6 +16,7 @@ from tests.bad_input_makers import (
     assigned,
     below_a_file,
     changed,
+    class_of_scans,
     config_file,
     cut_short,
     damaged_in_the_middle,
@@ -425,7 +426,7 @@ IMAGE_FILES: list[Case] = [
     ),
     (
         "class folder of other files",
-        image_folder(lambda r: ((r / "c").mkdir(), (r / "c" / "scan.dcm").write_text("x"))),
+        image_folder(class_of_scans),
         "c: no image that can be read among its 1 files (such as scan.dcm)",
         "move the folder away",
     ),

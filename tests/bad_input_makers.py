@@ -202,6 +202,11 @@ def linked_out(root: Path) -> None:
     (root / "a" / "0.png").symlink_to(root.parent / "private" / "0.png")
 
 
+def class_of_scans(root: Path) -> None:
+    (root / "c").mkdir()
+    (root / "c" / "scan.dcm").write_text("no image")
+
+
 def twelve_bits(root: Path) -> None:
     Image.fromarray(np.full((9, 9), 4095, dtype=np.uint16)).save(root / "a" / "deep.png")
 
