@@ -85,10 +85,10 @@ def read_study(config: Path, settings: list[str]) -> Study:
             f"hyperparameters.{ranges[0]}: a range; of a comparison only query_strategy and seed "
             "may be ranges, so give it one value"
         )
-    study = Study(values, tuple(grid[0]), tuple(grid[1]))
-    for strategy, seed in itertools.product(study.strategies, study.seeds):
-        Hyperparameters.from_mapping({**values, "query_strategy": strategy, "seed": seed})
-    return study
+    for strategy, seed in itertools.product(*grid):
+        hp = Hyperparameters.from_mapping({**values, "query_strategy": strategy, "seed": seed})
+    values = {name: value for name, value in hp.resolved().items() if name not in GRID}
+    return Study(values, tuple(grid[0]), tuple(grid[1]))
 
 
 @lru_cache(maxsize=1)

@@ -46,15 +46,6 @@ def hp(**changes: Any) -> Make:
     return lambda: write_config(config_of(**changes))
 
 
-def without(name: str) -> Make:
-    def make() -> list[str]:
-        config = config_of()
-        del config["hyperparameters"][name]
-        return write_config(config)
-
-    return make
-
-
 def config_file(content: bytes) -> Make:
     def make() -> list[str]:
         Path("config.yaml").write_bytes(content)

@@ -52,9 +52,10 @@ SMALL: dict[str, Any] = {
 
 
 def small_values(**changes: Any) -> dict[str, Any]:
-    """configs/digits.yaml's hyperparameters, made small and then changed."""
+    """All hyperparameters: those of configs/digits.yaml, made small and then changed."""
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
-    return {**config["hyperparameters"], **SMALL, **changes}
+    small = Hyperparameters.from_mapping({**config["hyperparameters"], **SMALL})
+    return {**small.resolved(), **changes}
 
 
 @pytest.fixture(autouse=True, scope="session")

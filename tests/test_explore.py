@@ -187,7 +187,9 @@ def test_refusals(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     missing = ["--config", other, "--data-dir", str(tmp_path / "nowhere")]
     config = (ROOT / "configs" / "quick.yaml").read_text("utf-8")
-    (tmp_path / "config.yaml").write_text(config.replace("pathmnist  #", "folder:absent  #"))
+    (tmp_path / "config.yaml").write_text(
+        config.replace("dataset: pathmnist", "dataset: folder:absent")
+    )
     missing[1] = str(tmp_path / "config.yaml")
     assert "absent" in refused(capsys, *missing)
 

@@ -1,4 +1,4 @@
-"""Reading a Determined experiment configuration where no cluster does it for us.
+"""Reads a Determined experiment configuration on a machine without a cluster.
 
 `load` reads the YAML, `override` applies `--set a.b=value`, and `sample` draws one value for every
 hyperparameter that a search would choose, in the notation of Determined's own configuration.
@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from errors import UserError
+from training.fields import as_number, nearest
+from training.hyperparameters import Hyperparameters
 
 SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
 
@@ -44,8 +46,10 @@ def load(path: Path) -> dict[str, Any]:
 def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """`config` with every `dotted.name=value` applied; values are read as YAML.
 
+    A hyperparameter need not be in the configuration, since it has a default.
+
     Raises:
-        UserError: an assignment that has no `=`, or whose name is not in the configuration.
+        UserError: an assignment has no `=`, is no YAML, or sets what does not exist.
     """
     config = copy.deepcopy(config)
     for assignment in assignments:
@@ -53,19 +57,36 @@ def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not equals:
             raise UserError(f"--set {assignment}: no `=` in it; write --set NAME=VALUE")
         *parents, last = name.split(".")
-        place: Any = config
+        mapping: Any = config
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            mapping = mapping.get(parent) if isinstance(mapping, dict) else None
+        if not isinstance(mapping, dict) or last not in _settable(parents, mapping):
             raise UserError(
-                f"--set {assignment}: the configuration has no {name}; "
+                f"--set {assignment}: the configuration has no {name}"
+                f"{_suggestion(name, config)}; "
                 "write its whole path, such as hyperparameters.batch_size"
             )
         try:
-            place[last] = yaml.safe_load(text)
+            mapping[last] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: {text!r} is no YAML value; quote it") from None
     return config
+
+
+def _settable(parents: Sequence[str], mapping: Mapping[str, Any]) -> set[str]:
+    """The names that can be set in `mapping`, which `parents` lead to."""
+    return set(mapping) | (Hyperparameters.names() if parents == ["hyperparameters"] else set())
+
+
+def _suggestion(name: str, config: Mapping[str, Any]) -> str:
+    """ " (did you mean ...?)" with the whole path that is nearest to `name`, or nothing."""
+    paths = {f"hyperparameters.{one}" for one in Hyperparameters.names()}
+    for section, content in config.items():
+        paths |= {f"{section}.{key}" for key in content} if isinstance(content, dict) else {section}
+    by_last = {path.rpartition(".")[2]: path for path in sorted(paths)}
+    if name in by_last:
+        return f" (did you mean {by_last[name]}?)"
+    return nearest(name, sorted(paths))
 
 
 def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
@@ -110,18 +131,21 @@ def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) 
                 f"hyperparameters.{name}.vals: {spec['vals']!r} is no list of values; give one"
             )
         return generator.choice(spec["vals"])
-    low, high = spec["minval"], spec["maxval"]
+    low, high = as_number(spec["minval"]), as_number(spec["maxval"])
     for bound in (low, high):
         whole = isinstance(bound, int) and not isinstance(bound, bool)
         if not whole and not (isinstance(bound, float) and kind != "int"):
-            raise UserError(f"hyperparameters.{name}: {bound!r} is no bound of a {kind} range")
+            raise UserError(
+                f"hyperparameters.{name}: {bound!r} is no bound of a range of type {kind}; "
+                f"give {'a whole number' if kind == 'int' else 'a number'}"
+            )
     if low > high:
         raise UserError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
     if kind == "int":
         return generator.randint(low, high)
     if kind == "double":
         return generator.uniform(low, high)
-    base = spec["base"]
+    base = as_number(spec["base"])
     if not isinstance(base, (int, float)) or base <= 1:
         raise UserError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
     try:
