@@ -25,8 +25,8 @@ page from it. A YAML file lists, under `hyperparameters:`, what differs from the
 values of another type or out of range are refused before any work, with the nearest valid name.
 A text such as `1e-3` is a number wherever one is expected.
 
-**In a search**, `fixed` marks what has to be the same for all trials, because trials would otherwise
-not be compared at the same labels and images.
+**In a search**, what is marked `fixed` has one value for all trials, so that they are compared at
+equal labels and images.
 """
 HEADER = """| name | default | value | unit | what it does | why this default | in a search |
 | --- | --- | --- | --- | --- | --- | --- |
