@@ -67,8 +67,10 @@ def address(access: Access) -> str:
     return f"http://{host}:{access.port}/{query}"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve `app` until SIGINT or SIGTERM."""
+def serve(
+    app: ASGIApp, listener: socket.socket, shutdown_seconds: int = SHUTDOWN_SECONDS
+) -> None:
+    """Serve `app` until SIGINT or SIGTERM; requests under way have `shutdown_seconds` to end."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -76,6 +78,6 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=shutdown_seconds,
     )
     uvicorn.Server(config).run(sockets=[listener])
