@@ -12,6 +12,7 @@ TEXT = {"type": "string"}
 PREDICTION = {
     "type": "object",
     "required": [
+        "index",
         "file",
         "image",
         "width",
@@ -24,6 +25,7 @@ PREDICTION = {
         "distance",
     ],
     "properties": {
+        "index": {**COUNT, "description": "Place of the file in the form, from 0."},
         "file": {**TEXT, "description": "Name of the file in a form, else empty."},
         "image": {**TEXT, "description": "Place of the image in its file, such as `x[3]`."},
         "width": {**COUNT, "description": "Pixels, before resizing."},
@@ -53,8 +55,8 @@ PREDICTION = {
 }
 REFUSED = {
     "type": "object",
-    "required": ["file", "status", "error"],
-    "properties": {"file": TEXT, "status": {"type": "integer"}, "error": TEXT},
+    "required": ["index", "file", "status", "error"],
+    "properties": {"index": COUNT, "file": TEXT, "status": {"type": "integer"}, "error": TEXT},
 }
 ANSWER = {
     "type": "object",

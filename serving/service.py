@@ -94,28 +94,29 @@ class Service:
         Raises:
             RefusedFileError: no file could be read; the first one's reason.
         """
-        images: list[tuple[str, ReadImage]] = []
+        images: list[tuple[int, ReadImage]] = []
         refused: list[dict[str, Any]] = []
         first: RefusedFileError | None = None
-        for upload in uploads:
+        for index, upload in enumerate(uploads):
             try:
-                images += [(upload.name, one) for one in await self.read(upload, preview)]
+                images += [(index, one) for one in await self.read(upload, preview)]
                 if len(images) > self.settings.limits.max_images:
                     text = f"the request has more than {self.settings.limits.max_images} images"
                     raise RefusedFileError(413, text)
             except RefusedFileError as error:
                 first = first or error
                 self.metrics.count_refusal(error.status)
-                refused.append({"file": upload.name, "status": error.status, "error": error.text})
+                described = {"file": upload.name, "status": error.status, "error": error.text}
+                refused.append({"index": index, **described})
         if first is not None and len(refused) == len(uploads):
             raise first
         predictions = await self._classify([one.pixels for _, one in images])
         self.metrics.count_predictions(predictions)
-        described = [
-            _described(file, image, prediction)
-            for (file, image), prediction in zip(images, predictions, strict=True)
+        answers = [
+            {"index": index, "file": uploads[index].name, **_described(image, prediction)}
+            for (index, image), prediction in zip(images, predictions, strict=True)
         ]
-        return {"version": self.model.version, "predictions": described, "refused": refused}
+        return {"version": self.model.version, "predictions": answers, "refused": refused}
 
     async def read(self, upload: Upload, preview: bool) -> list[ReadImage]:
         """The images of one file.
@@ -149,9 +150,8 @@ class Service:
         return png
 
 
-def _described(file: str, image: ReadImage, prediction: Prediction) -> dict[str, Any]:
+def _described(image: ReadImage, prediction: Prediction) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "file": file,
         "image": image.name,
         "width": image.width,
         "height": image.height,

@@ -45,6 +45,7 @@ def listen(access: Access) -> tuple[socket.socket, Access]:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((access.host, access.port))
+        listener.listen()  # so that the address works as soon as it is printed
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             remedy = "end the server that uses it, or give another --port"
