@@ -126,9 +126,7 @@ def http_request(body: bytes, media_type: str = "image/png") -> bytes:
     return head.encode() + body
 
 
-async def load(
-    port: int, requests: Sequence[bytes], clients: int, seconds: float
-) -> list[float]:
+async def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> list[float]:
     """Seconds that each request took, of `clients` at a time, after the warm-up."""
     times: list[float] = []
     begin = time.perf_counter() + WARM_UP_SECONDS
@@ -204,13 +202,17 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
     pixels = random_pixels(model)
     images = [png(image) for image in pixels]
     boundary = "limit-of-the-parts"
-    part = f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{{}}.png"\r\n\r\n'
+    part = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{{}}.png"\r\n\r\n'
+    )
     form = b"".join(part.format(n).encode() + image + b"\r\n" for n, image in enumerate(images[:8]))
     array = BytesIO()
     np.save(array, pixels.transpose(0, 2, 3, 1))
     requests = [http_request(image) for image in images]
     requests += [
-        http_request(form + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"),
+        http_request(
+            form + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"
+        ),
         http_request(array.getvalue(), "application/x-npy"),
         http_request(images[0][:-20]),
         http_request(b"no image at all", "image/jpeg"),
@@ -243,7 +245,8 @@ async def _soak(
             await asyncio.sleep(seconds / 100)
         return memory
 
-    memory, *_ = await asyncio.gather(watch(), *(client(n) for n in range(SOAK_CLIENTS)))
+    clients = asyncio.gather(*(client(number) for number in range(SOAK_CLIENTS)))
+    memory, _ = await asyncio.gather(watch(), clients)
     print(f"answers by status: {dict(sorted(statuses.items()))}")
     return memory
 
@@ -259,8 +262,12 @@ def run(arguments: argparse.Namespace) -> None:
         return
     rows = [row for folder in arguments.folders for row in measure(folder, arguments.seconds)]
     for row in rows:
-        print("  ".join(f"{value!s:>26}" if i < 2 else f"{value!s:>9}"
-                        for i, value in enumerate(asdict(row).values())))
+        print(
+            "  ".join(
+                f"{value!s:>26}" if i < 2 else f"{value!s:>9}"
+                for i, value in enumerate(asdict(row).values())
+            )
+        )
     for name in dict.fromkeys(row.model for row in rows):
         print(f"{name}: {verdict([row for row in rows if row.model == name])}")
     if arguments.output:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
-from errors import UserError
+from errors import OK, UserError
 from serving.app import service_app
 from serving.decoding.limits import Limits
 from serving.engine import ENGINES
@@ -85,5 +87,7 @@ def run_service(folder: Path, arguments: argparse.Namespace, access: Access | No
         access = Access.for_address(arguments.host, arguments.port, token_from_environment())
     service = Service(folder, settings_of(arguments))
     listener, access = listen(access)
+    # uvicorn ends the service in order, then raises the signal again for whoever started it.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(OK))
     print(f"serving {service.model.version} on {address(access)}", flush=True)
     serve(service_app(service, access), listener, SHUTDOWN_SECONDS)

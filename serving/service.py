@@ -66,9 +66,7 @@ class Service:
             self._run, settings.workers, settings.max_batch, self.metrics.batch_sizes.observe
         )
         self._children = decoder_pool(limits, settings.decoders)
-        self._decoder = Decoder(
-            self._children, self.model.image_size, self.model.channels, limits
-        )
+        self._decoder = Decoder(self._children, self.model.image_size, self.model.channels, limits)
         self._stack = contextlib.AsyncExitStack()
         self._activation: ChildPool | None = None
         self._activation_lock = asyncio.Lock()

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from active_learning import ActiveLearner, SimulatedOracle
 from data import ImageStore, Splits, load_splits
+from tools import export
 from training.hyperparameters import Hyperparameters
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,6 +98,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, exported. Read only."""
+    folder = tmp_path_factory.mktemp("export") / "new" / "model"
+    assert export.main([str(small_run), "--output", str(folder)]) == 0
     return folder
 
 

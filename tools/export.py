@@ -31,8 +31,13 @@ from errors import exit_status
 
 def export(arguments: argparse.Namespace) -> None:
     """Write and check the folder that the command line asks for."""
-    from tools.exporting import Source, check_free, content_with_data, content_without_data
-    from tools.exporting import write_folder
+    from tools.exporting import (
+        Source,
+        check_free,
+        content_with_data,
+        content_without_data,
+        write_folder,
+    )
 
     check_free(arguments.output)
     source = Source(arguments.run, arguments.checkpoint, arguments.data_dir)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from errors import UserError
 from resnet_custom import SplitNetwork
+from run_folder.reader import Model, Run, open_model, open_run
 from serving.exported import (
     CONFIG,
     ONNX,
@@ -35,7 +36,6 @@ from tools.evaluate.measure import Evaluation, evaluate_split
 from tools.image_inputs import find_inputs, read_batches
 from tools.model_card import model_card
 from tools.onnx_file import Agreement, compare_onnx, write_onnx
-from run_folder.reader import Model, Run, open_model, open_run
 from training.inference import Inference
 from training.seeds import make_generator
 

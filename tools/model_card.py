@@ -140,7 +140,7 @@ def _noted(run: Model) -> str:
         [noted(f"test_{one}_{name}") for name in run.class_names] for one in ("precision", "recall")
     )
     images = f"{run.hp.evaluation_size or 'all'}"
-    return f"""The run noted these figures, on {images} images of each split and without intervals. \
+    return f"""The run noted these figures on {images} images of each split, without intervals. \
 The checkpoint (round {run.round}, counted from 0) was chosen on the validation split; on the test \
 split nothing was chosen.
 

@@ -68,9 +68,7 @@ def address(access: Access) -> str:
     return f"http://{host}:{access.port}/{query}"
 
 
-def serve(
-    app: ASGIApp, listener: socket.socket, shutdown_seconds: int = SHUTDOWN_SECONDS
-) -> None:
+def serve(app: ASGIApp, listener: socket.socket, shutdown_seconds: int = SHUTDOWN_SECONDS) -> None:
     """Serve `app` until SIGINT or SIGTERM; requests under way have `shutdown_seconds` to end."""
     config = uvicorn.Config(
         app,

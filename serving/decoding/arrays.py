@@ -152,9 +152,7 @@ def _check_stored(dataset: Any, where: str) -> None:
         raise RefusedFileError(400, f"{where}: some of its values were never written")
 
 
-def _check_layout(
-    shape: tuple[int, ...], dtype: np.dtype[Any], where: str, limits: Limits
-) -> None:
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype[Any], where: str, limits: Limits) -> None:
     two_channels = len(shape) == 4 and shape[3] == 2 and dtype.kind == "f"
     readable = dtype == np.uint8 and (
         len(shape) in (2, 3) or (len(shape) == 4 and shape[3] in (1, 3))

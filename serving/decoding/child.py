@@ -7,7 +7,6 @@ its memory and keeps it from writing files. The service kills it when a file tak
 from __future__ import annotations
 
 import contextlib
-import os
 import resource
 import signal
 import sys
@@ -33,7 +32,9 @@ def answer(request: dict[str, Any], data: bytes) -> bytes:
     except RefusedFileError as error:
         return packed({"status": error.status, "error": error.text})
     except MemoryError:
-        text = f"decoding takes more than {limits.memory_bytes / 2**30:.1f} GiB; send smaller images"
+        text = (
+            f"decoding takes more than {limits.memory_bytes / 2**30:.1f} GiB; send smaller images"
+        )
         return packed({"status": 413, "error": text})
     return _packed_images(images)
 
@@ -56,7 +57,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     # Libraries that print must not disturb the messages.
-    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    sys.stdout = sys.stderr
     while (message := read_message(requests)) is not None:
         answers.write(answer(*message))
         answers.flush()

@@ -71,7 +71,9 @@ def declared_format(name: str, media_type: str) -> str | None:
     ending = PurePath(name).suffix.lower()
     if ending:
         if ending not in BY_ENDING:
-            raise RefusedFileError(415, f"files ending in {ending[:12]!r} are not read; give {READ}")
+            raise RefusedFileError(
+                415, f"files ending in {ending[:12]!r} are not read; give {READ}"
+            )
         return BY_ENDING[ending]
     if media_type in ANY_TYPES:
         return None

@@ -106,9 +106,14 @@ class ChildPool:
 
 
 def _environment() -> dict[str, str]:
-    """The service's environment with one thread a library and no HDF5 plugins; without its token."""
+    """The service's environment without its token; one thread a library, no HDF5 plugins."""
     kept = {name: value for name, value in os.environ.items() if "TOKEN" not in name.upper()}
-    return {**kept, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "HDF5_PLUGIN_PRELOAD": "::"}
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "HDF5_PLUGIN_PRELOAD": "::",
+    }
 
 
 @contextlib.asynccontextmanager
