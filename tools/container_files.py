@@ -12,9 +12,8 @@ from pathlib import Path
 from errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = ("errors.py", "data_sources", "serving", "web")
+CODE = ("errors.py", "data_sources/__init__.py", "data_sources/image_file.py", "serving", "web")
 PACKAGES = (
-    "filelock",
     "h5py",
     "numpy",
     "onnxruntime",
@@ -23,7 +22,6 @@ PACKAGES = (
     "python-multipart",
     "safetensors",
     "starlette",
-    "tqdm",
     "uvicorn",
 )
 REQUIREMENT_FILES = ("requirements.txt", "tools/requirements.txt")
@@ -60,6 +58,7 @@ def write_container_files(folder: Path) -> None:
             if (ROOT / name).is_dir():
                 shutil.copytree(ROOT / name, service / name, ignore=ignored)
             else:
+                (service / name).parent.mkdir(exist_ok=True)
                 shutil.copy(ROOT / name, service / name)
         requirements = "\n".join(_requirements()) + "\n"
     except OSError as error:

@@ -5,7 +5,6 @@ Runs in the child process. Everything that a file claims is checked before it is
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import BytesIO
@@ -14,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_sources.image_folder import resized
+from data_sources.image_file import decode, read_picture
+from errors import UserError
 from serving.decoding import arrays
 from serving.decoding.formats import PICTURES, check_format
 from serving.decoding.limits import Limits, RefusedFileError
 
 PREVIEW_PIXELS = 256  # longest side
-Image.MAX_IMAGE_PIXELS = None  # `Limits.max_pixels` is checked instead, for every format alike
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,8 @@ def decode_file(
     images = []
     for name, array in _checked_count(read(data, limits), limits):
         image = Image.fromarray(array)
-        pixels = with_channels(resized(image, size), channels)
+        small = image.resize((size, size), Image.Resampling.BILINEAR)
+        pixels = with_channels(np.asarray(small).reshape(size, size, -1), channels)
         picture = _png(image) if preview else b""
         images.append(DecodedImage(name, *image.size, pixels, picture))
     return images
@@ -77,23 +77,25 @@ def _decode_picture(
     data: bytes, found: str, size: int, channels: int, limits: Limits, preview: bool
 ) -> DecodedImage:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(BytesIO(data), formats=[found]) as image:
-                width, height = image.size
-                _check_pixels(width, height, limits)
-                pixels = with_channels(resized(image, size), channels)
-            picture = b""
-            if preview:  # opened again, as a JPEG may have been loaded at a lower resolution
-                with Image.open(BytesIO(data), formats=[found]) as image:
-                    picture = _png(image)
-            return DecodedImage("", width, height, pixels, picture)
+        with Image.open(BytesIO(data), formats=[found]) as image:
+            _check_pixels(image.width, image.height, limits)
+        decoded = decode(BytesIO(data), size, name="the file", max_pixels=limits.max_pixels)
+        picture = b""
+        if preview:
+            shown = read_picture(BytesIO(data), name="the file", max_pixels=limits.max_pixels)
+            picture = _png(shown)
     except (RefusedFileError, MemoryError):
         raise
+    except UserError as error:
+        raise RefusedFileError(400, str(error)) from error
+    except Image.DecompressionBombError as error:
+        raise RefusedFileError(413, f"the {found} file is too large: {error}") from error
     # PIL's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise RefusedFileError(400, f"the {found} file cannot be used: {reason}") from error
+    pixels = with_channels(decoded.pixels, channels)
+    return DecodedImage("", *decoded.original_size, pixels, picture)
 
 
 def _check_pixels(width: int, height: int, limits: Limits) -> None:
@@ -115,7 +117,7 @@ def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
 
 
 def _png(image: Image.Image) -> bytes:
-    small = image.convert("L" if image.mode in ("1", "L", "LA") else "RGB")
+    small = image.copy()
     small.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS), Image.Resampling.BILINEAR)
     file = BytesIO()
     small.save(file, "PNG", compress_level=1)
