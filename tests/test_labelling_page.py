@@ -170,6 +170,7 @@ def test_an_image_is_shown_at_its_original_resolution(
         ann.wait_until("return nodes.get(0).firstChild.naturalWidth === 256")  # a small picture
         ann.keys(Keys.ENTER)
         ann.wait_until("return $('picture').naturalWidth === 700")
+        ann.wait_until("return view.scale < 1")
         before = ann.ask("return view.scale")
         ann.keys("+", "+")
         assert ann.ask("return view.scale") > before  # type: ignore[operator]

@@ -43,6 +43,8 @@ def curve(run: Path) -> list[dict[str, float]]:
         return []  # no round has ended yet
     points = []
     for row in rows:
+        if not row.get("val_accuracy"):  # the round is in training
+            continue
         accuracy, images = float(row["val_accuracy"]), float(row["val_images"])
         low, high = wilson_interval(accuracy, images)
         points.append(
