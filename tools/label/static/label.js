@@ -351,7 +351,7 @@ function answerWith(value) {
   chosen.forEach(redraw);
   moveTo(nextToDo(last));
   state.anchor = state.cursor;
-  showProgress();
+  countSoon();
   flush();
 }
 
@@ -380,7 +380,7 @@ function undo() {
   const first = entry.changes[0].image;
   if (!state.place.has(first)) arrange();
   if (state.place.has(first)) moveTo(state.place.get(first));
-  showProgress();
+  countSoon();
   flush();
 }
 
@@ -827,6 +827,13 @@ $("find").addEventListener("keydown", (event) => {
 });
 
 // --- progress -----------------------------------------------------------------------------------
+
+// Counting 10,000 images takes longer than showing one answer, so the answer is shown first.
+let counting = 0;
+function countSoon() {
+  clearTimeout(counting);
+  counting = setTimeout(showProgress, 40);
+}
 
 function showProgress() {
   if (!state.info || !state.info.images) return;
