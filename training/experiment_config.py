@@ -15,10 +15,9 @@ from typing import Any
 import yaml
 
 from errors import UserError
-from training.fields import as_number, nearest
+from training.fields import nearest
 from training.hyperparameters import Hyperparameters
-
-SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
+from training.search_space import parse_range
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -96,59 +95,6 @@ def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], 
         UserError: a search range that Determined would refuse as well.
     """
     generator = random.Random(seed)
-    values: dict[str, Any] = {}
-    drawn = []
-    for name, value in hyperparameters.items():
-        if not isinstance(value, dict):
-            values[name] = value
-            continue
-        kind = value.get("type")
-        if kind not in SEARCH_TYPES:
-            raise UserError(
-                f"hyperparameters.{name}.type: {kind!r} is not a kind of search range; "
-                f"allowed are {', '.join(SEARCH_TYPES)}"
-            )
-        values[name] = _draw(name, kind, value, generator)
-        if kind != "const":
-            drawn.append(name)
-    return values, drawn
-
-
-def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) -> Any:
-    needed = {
-        "const": ("val",),
-        "categorical": ("vals",),
-        "log": ("minval", "maxval", "base"),
-    }.get(kind, ("minval", "maxval"))
-    for key in needed:
-        if key not in spec:
-            raise UserError(f"hyperparameters.{name}.{key}: missing; a {kind} range needs it")
-    if kind == "const":
-        return spec["val"]
-    if kind == "categorical":
-        if not isinstance(spec["vals"], list) or not spec["vals"]:
-            raise UserError(
-                f"hyperparameters.{name}.vals: {spec['vals']!r} is no list of values; give one"
-            )
-        return generator.choice(spec["vals"])
-    low, high = as_number(spec["minval"]), as_number(spec["maxval"])
-    for bound in (low, high):
-        whole = isinstance(bound, int) and not isinstance(bound, bool)
-        if not whole and not (isinstance(bound, float) and kind != "int"):
-            raise UserError(
-                f"hyperparameters.{name}: {bound!r} is no bound of a range of type {kind}; "
-                f"give {'a whole number' if kind == 'int' else 'a number'}"
-            )
-    if low > high:
-        raise UserError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
-    if kind == "int":
-        return generator.randint(low, high)
-    if kind == "double":
-        return generator.uniform(low, high)
-    base = as_number(spec["base"])
-    if not isinstance(base, (int, float)) or base <= 1:
-        raise UserError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
-    try:
-        return float(base ** generator.uniform(low, high))
-    except OverflowError:
-        raise UserError(f"hyperparameters.{name}: {base} ** {high} is no number") from None
+    ranges = {name: parse_range(name, value) for name, value in hyperparameters.items()}
+    values = {name: one.draw(generator) for name, one in ranges.items()}
+    return values, [name for name, one in ranges.items() if one.kind != "const"]
