@@ -105,7 +105,9 @@ class TestShippedSearches:
         assert search["searcher"]["smaller_is_better"] is True
 
 
-@pytest.mark.parametrize("path", (ROOT / "configs").glob("*.yaml"), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
 def test_shipped_configurations_pass(path: Path) -> None:
     check_search(load(path))
 
