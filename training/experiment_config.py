@@ -7,6 +7,7 @@ hyperparameter that a search would choose, in the notation of Determined's own c
 from __future__ import annotations
 
 import copy
+import logging
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from errors import UserError
 from training.fields import nearest
 from training.hyperparameters import Hyperparameters
 from training.search_space import parse_range
+
+logger = logging.getLogger("active_learning")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -98,3 +101,22 @@ def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], 
     ranges = {name: parse_range(name, value) for name, value in hyperparameters.items()}
     values = {name: one.draw(generator) for name, one in ranges.items()}
     return values, [name for name, one in ranges.items() if one.kind != "const"]
+
+
+def drawn_config(config: dict[str, Any], log: bool) -> dict[str, Any]:
+    """`config` with one value for each hyperparameter that a search would choose.
+
+    Raises:
+        UserError: there is no usable reproducibility.experiment_seed, or a range is wrong.
+    """
+    seed = (config.get("reproducibility") or {}).get("experiment_seed")
+    if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+        raise UserError(
+            f"reproducibility.experiment_seed: {seed!r} is not a whole number from 0 to "
+            "2**31 - 1; give one, such as 0"
+        )
+    values, drawn = sample(config["hyperparameters"], seed)
+    if drawn and log:
+        text = ", ".join(f"{name}: {values[name]}" for name in drawn)
+        logger.info("one sample of the search space, drawn with seed %d: %s", seed, text)
+    return {**config, "hyperparameters": values}

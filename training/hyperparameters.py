@@ -479,3 +479,13 @@ class Hyperparameters:
         while len(sizes) < self.rounds and sum(sizes) < self.label_budget:
             sizes.append(min(self.samples_to_label, self.label_budget - sum(sizes)))
         return tuple(sizes)
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raise UserError where `ranks` data-parallel processes cannot share a batch evenly."""
+        for name in ("batch_size", "self_supervised_batch_size"):
+            size = getattr(self, name)
+            if size % ranks:
+                raise UserError(
+                    f"hyperparameters.{name}: {size} cannot be shared by {ranks} processes; "
+                    f"make it a multiple of {ranks}"
+                )
