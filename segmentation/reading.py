@@ -9,16 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from data_sources import image_file
+from data_sources.folder_listing import is_litter
 from errors import UserError
 
-# PIL tries these parsers alone, whatever the ending of the file's name says.
-FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-COLOUR_SUFFIXES = {".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp"}
 PHASE_SUFFIXES = {".npy", ".h5", ".hdf5"}
-COLOUR_MODES = {"RGB", "RGBA", "P", "CMYK", "YCbCr"}
-MAX_PIXELS = 50_000_000  # in one image; about 1.5 GB of memory while it is segmented
+MAX_PIXELS = 50_000_000  # in one image; about 2 GB of memory while it is segmented
 PHASE_KEYS = ("phase/images", "phase")  # the first is the layout of the CellAI holograms
 
 
@@ -41,12 +38,12 @@ class Smear:
 def find_files(paths: Sequence[Path]) -> list[Path]:
     """The image files among `paths`, and those below the folders among `paths`.
 
-    Hidden files are left out of folders.
+    Hidden files, and what operating systems leave in folders, are not among them.
 
     Raises:
         UserError: a path does not exist or is no image, or a folder holds none.
     """
-    suffixes = COLOUR_SUFFIXES | PHASE_SUFFIXES
+    suffixes = image_file.SUFFIXES | PHASE_SUFFIXES
     kinds = ", ".join(sorted(suffixes))
     files: list[Path] = []
     for path in paths:
@@ -56,7 +53,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
                 for file in sorted(path.rglob("*"))
                 if file.suffix.lower() in suffixes
                 and file.is_file()
-                and not any(part.startswith(".") for part in file.relative_to(path).parts)
+                and not any(is_litter(part) for part in file.relative_to(path).parts)
             ]
             if not below:
                 raise UserError(f"{path}: no image in this folder; add files of type {kinds}")
@@ -93,7 +90,7 @@ def read(files: Sequence[Path], max_pixels: int = MAX_PIXELS) -> Iterator[Smear]
 def _read_file(path: Path, max_pixels: int) -> Iterator[tuple[str, NDArray[Any]]]:
     """Each image of the file, and what tells it from the others of the file."""
     try:
-        if path.suffix.lower() in COLOUR_SUFFIXES:
+        if path.suffix.lower() in image_file.SUFFIXES:
             yield "", _read_colour(path, max_pixels)
         elif path.suffix.lower() == ".npy":
             yield from _frames(path, np.load(path, mmap_mode="r", allow_pickle=False), max_pixels)
@@ -108,21 +105,10 @@ def _read_file(path: Path, max_pixels: int) -> Iterator[tuple[str, NDArray[Any]]
 
 
 def _read_colour(path: Path, max_pixels: int) -> NDArray[np.uint8]:
-    with Image.open(path, formats=FORMATS) as image:
-        _check_size(path, image.height, image.width, max_pixels)
-        if image.mode not in COLOUR_MODES:
-            raise UserError(
-                f"{path}: {image.mode} pixels have no stain colours; give an 8-bit colour image"
-            )
-        pages = getattr(image, "n_frames", 1)
-        if pages > 1:
-            raise UserError(f"{path}: {pages} pages; save each page as a file of its own")
-        upright = ImageOps.exif_transpose(image)
-        if "A" in upright.getbands() or "transparency" in upright.info:
-            upright = upright.convert("RGBA")
-            white = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(white, upright)
-        return np.asarray(upright.convert("RGB"), dtype=np.uint8)
+    picture = image_file.read_picture(path, max_pixels=max_pixels)
+    if picture.mode != "RGB":
+        raise UserError(f"{path}: a grey image has no stain; give the smear in colour")
+    return np.asarray(picture, dtype=np.uint8)
 
 
 def _read_hdf5(path: Path, max_pixels: int) -> Iterator[tuple[str, NDArray[np.float32]]]:

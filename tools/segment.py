@@ -5,10 +5,10 @@
     python -m tools.segment smears/ --output data/cells --all-cells
     python -m tools.segment holograms.h5 --output data/cells
 
-PNG, JPEG, TIFF and BMP files are smears with Wright's or Giemsa's stain; the tool finds their white
-cells by the stain of the nuclei. `--all-cells` adds red cells and whatever else is there; it is
-approximate, because cells in a smear overlap. NPY files [H, W] or [N, H, W] and HDF5 files with
-phase/images [N, H, W] are quantitative-phase images, in radians; the tool finds all their cells.
+Image files are smears with Wright's or Giemsa's stain; the tool finds their white cells by the
+stain of the nuclei. `--all-cells` adds red cells and whatever else is there; it is approximate,
+because cells in a smear overlap. NPY files [H, W] or [N, H, W] and HDF5 files with phase/images
+[N, H, W] are quantitative-phase images, in radians; the tool finds all their cells.
 
 OUTPUT/crops/SMEAR_0000.png      one picture per cell, all at the same magnification
 OUTPUT/overlays/SMEAR.png        the smear with the cells that were found, to look at
