@@ -20,6 +20,7 @@ from torch import Tensor
 
 from data_sources import bundled_digits, hdf5, image_folder, medmnist_npz
 from data_sources.disk_images import release
+from data_sources.image_cache import cache_folders
 from data_sources.image_file import MAX_PIXELS
 from data_sources.image_folder import FolderOptions
 from data_sources.raw import UNLABELLED, Notes, RawSplit, RawSplits
@@ -157,6 +158,7 @@ def load_splits(
     class_names: tuple[str, ...] = (),
     allow_unlabelled: bool = False,
     max_pixels: int = MAX_PIXELS,
+    read_only: bool = False,
 ) -> Splits:
     """Load and check a data set.
 
@@ -182,6 +184,8 @@ def load_splits(
             others, so that a validation split drawn from them is a random one. Without it, a folder
             leaves them out and says so, and a label of -1 is an error.
         max_pixels: an image file with more is refused before it is decoded.
+        read_only: write nothing into `data_dir`, except a MedMNIST file that is downloaded. Decoded
+            images are then cached in the user's own cache folder instead of `data_dir/.cache`.
 
     Raises:
         UserError: the data cannot be used.
@@ -199,13 +203,14 @@ def load_splits(
             f"{setting}: {dataset} consists of arrays, and only folder:NAME has files; remove it"
         )
     split = (split_seed, validation_fraction, test_fraction)
+    caches = cache_folders(folder, read_only)
     if dataset == "digits":
         raw = bundled_digits.load(image_size, SplitRequest(*split))
     elif is_folder:
         options = FolderOptions(group_by, class_names, allow_unlabelled, max_pixels)
-        raw = image_folder.load(name, folder, image_size, SplitRequest(*split), options)
+        raw = image_folder.load(name, folder, image_size, SplitRequest(*split), options, caches)
     elif colon and kind == "hdf5":
-        raw = hdf5.load(name, folder, image_size)
+        raw = hdf5.load(name, folder, image_size, caches)
     else:
         raw = medmnist_npz.load(dataset, folder, image_size, download)
     splits = _checked(raw, image_size, allow_unlabelled)

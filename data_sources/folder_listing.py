@@ -8,16 +8,15 @@ no label. What is no image is counted, and never left out in silence.
 from __future__ import annotations
 
 import difflib
-import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data_sources.image_file import SUFFIXES, is_image
+from data_sources.folder_tree import Tree, describe_left_out
 from data_sources.raw import UNLABELLED, Notes, describe_os_error
 from data_sources.sources import readable
 from data_sources.splitting import TEST, TRAIN, VALIDATION
@@ -30,8 +29,6 @@ SPLIT_NAMES = {
     "test": TEST, "testing": TEST,
 }  # fmt: skip
 UNLABELLED_FOLDERS = {"unlabelled", "unlabeled"}
-# What operating systems and programs leave in folders, besides names that begin with a dot.
-_LITTER = {"thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"}
 _NAMED_AT_MOST = 3  # examples in a message
 
 
@@ -54,11 +51,6 @@ class Listing:
     notes: Notes
 
 
-def is_litter(name: str) -> bool:
-    """Whether a file or folder of that name is hidden, or left there by an operating system."""
-    return name.startswith(".") or name.lower() in _LITTER
-
-
 def list_images(
     root: Path,
     class_names: Sequence[str] = (),
@@ -78,8 +70,7 @@ def list_images(
         UserError: the folder cannot be read, its layout is not clear, or it holds too few classes.
     """
     try:
-        tree = _Tree(root, root.resolve(strict=True))
-        tree.walk(PurePosixPath())
+        tree = Tree.of(root)
     except (OSError, RuntimeError) as error:  # RuntimeError: a loop of links, before Python 3.13
         reason = describe_os_error(error) if isinstance(error, OSError) else "a loop of links"
         where = readable(getattr(error, "filename", None) or root)
@@ -88,7 +79,9 @@ def list_images(
         ) from error
     names = tuple(class_names) or _read_class_list(root / CLASS_LIST)
     notes = Notes()
-    _note_other_files(tree, {CLASS_LIST, *not_images}, notes)
+    others = [path for path in tree.others if str(path) not in (CLASS_LIST, *not_images)]
+    if others:
+        notes.warnings.append(f"{root}: {describe_left_out(others)}")
     layout = _split_layout(root, tree.images)
     listing = _labelled(root, tree, names, layout, notes)
     if not allow_unlabelled:
@@ -101,54 +94,6 @@ def list_images(
     if len(listing.paths) == 0:
         raise UserError(f"{root}: no images; put some there")
     return listing
-
-
-@dataclass
-class _Tree:
-    """All that lies below `root`, as paths relative to it, without litter."""
-
-    root: Path
-    real_root: Path
-    images: list[PurePosixPath] = field(default_factory=list)
-    others: list[PurePosixPath] = field(default_factory=list)
-    folders: list[PurePosixPath] = field(default_factory=list)
-
-    def walk(self, below: PurePosixPath, parents: tuple[str, ...] = ()) -> None:
-        """Add the content of the folder `below`; `parents` are the real paths of those above."""
-        here = os.path.realpath(self.root / below)
-        if here in parents:
-            raise RuntimeError(f"{below} leads back to a folder above it")
-        for entry in self._entries(self.root / below):
-            path = below / entry.name
-            if entry.is_dir():
-                self.folders.append(path)
-                self.walk(path, (*parents, here))
-            elif entry.is_file() and (
-                path.suffix.lower() in SUFFIXES or is_image(Path(entry.path))
-            ):
-                self.images.append(path)
-            else:
-                self.others.append(path)
-
-    def _entries(self, folder: Path) -> Iterator[os.DirEntry[str]]:
-        """What is in `folder`, by name. A link out of the data set is refused, not skipped.
-
-        Otherwise its images would be missing unnoticed, or whatever it leads to would become
-        training data.
-        """
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: entry.name)
-        for entry in entries:
-            if is_litter(entry.name):
-                continue
-            if entry.is_symlink():
-                target = Path(entry.path).resolve(strict=True)
-                if not target.is_relative_to(self.real_root):
-                    raise UserError(
-                        f"{readable(entry.path)}: link leads out of the data set, to "
-                        f"{readable(target)}; copy the images into the folder"
-                    )
-            yield entry
 
 
 def _read_class_list(path: Path) -> tuple[str, ...]:
@@ -167,26 +112,6 @@ def _read_class_list(path: Path) -> tuple[str, ...]:
         problem = f"{repeated[0]!r} stands twice" if repeated else f"{len(names)} class names"
         raise UserError(f"{path}: {problem}; give two names or more, each once, one a line")
     return names
-
-
-def _note_other_files(tree: _Tree, known: set[str], notes: Notes) -> None:
-    """Say what is no image: how many files of which ending, and an example of each."""
-    examples: dict[str, PurePosixPath] = {}
-    counts: Counter[str] = Counter()
-    for path in tree.others:
-        if str(path) not in known:
-            counts[path.suffix.lower()] += 1
-            examples.setdefault(path.suffix.lower(), path)
-    if counts:
-        kinds = ", ".join(
-            f"{count} {readable(ending) or 'without an ending'} "
-            f"(such as {readable(examples[ending])})"
-            for ending, count in counts.most_common()
-        )
-        notes.warnings.append(
-            f"{tree.root}: {counts.total()} files left out, as they are no images that can be "
-            f"read: {kinds}"
-        )
 
 
 def _split_layout(root: Path, images: Sequence[PurePosixPath]) -> dict[str, int]:
@@ -215,7 +140,7 @@ def _split_layout(root: Path, images: Sequence[PurePosixPath]) -> dict[str, int]
 
 
 def _labelled(
-    root: Path, tree: _Tree, names: tuple[str, ...], layout: dict[str, int], notes: Notes
+    root: Path, tree: Tree, names: tuple[str, ...], layout: dict[str, int], notes: Notes
 ) -> Listing:
     """Every image with its label and split."""
     depth = 1 if layout else 0
@@ -268,7 +193,7 @@ def _labelled(
 
 def _check_empty_folders(
     root: Path,
-    tree: _Tree,
+    tree: Tree,
     depth: int,
     layout: dict[str, int],
     present: set[str],

@@ -1,10 +1,15 @@
-"""Decoded images kept on disk, so that tens of thousands of small files are decoded only once."""
+"""Decoded images kept on disk, so that tens of thousands of small files are decoded only once.
+
+Also: the folders in which this cache and that of `disk_images` lie.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,15 +26,33 @@ logger = logging.getLogger(__name__)
 Built = tuple[NDArray[np.uint8], list[str]]
 
 
-def cached_images(cache: Path, key: str, build: Callable[[], Built]) -> Built:
-    """What the .npz file `cache` holds if it was written under `key`, else what `build()` gives.
+def cache_folders(data_dir: Path, read_only: bool) -> tuple[Path, ...]:
+    """Where images of the data sets in `data_dir` may be cached; new caches go into the first.
 
-    One process builds while others wait. Where the cache cannot be written, one warning is
-    logged and every process builds for itself.
+    That is `data_dir/.cache`, which all users of the data share. With `read_only`, nothing is
+    written into `data_dir`: new caches go into a folder of the user's own.
     """
-    built = _read(cache, key)
-    if built is not None:
-        return built
+    shared = data_dir / ".cache"
+    if not read_only:
+        return (shared,)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(data_dir))).hexdigest()[:16]
+    return home / "active_learning_images" / name, shared
+
+
+def cached_images(
+    folders: Sequence[Path], name: str, key: str, build: Callable[[], Built]
+) -> Built:
+    """What a file `name` in one of `folders` holds under `key`, else what `build()` gives.
+
+    What is built is written into the first folder. One process builds while others wait. Where it
+    cannot be written, one warning is logged and every process builds for itself.
+    """
+    for folder in folders:
+        built = _read(folder / name, key)
+        if built is not None:
+            return built
+    cache = folders[0] / name
     lock = FileLock(cache.with_name(f".{cache.name}.lock"))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -78,13 +78,14 @@ def load(
     data_dir: Path,
     image_size: int,
     request: SplitRequest,
-    options: FolderOptions = FolderOptions(),
+    options: FolderOptions,
+    caches: Sequence[Path],
 ) -> RawSplits:
     """The images of `data_dir/name` as uint8 `[N, image_size, image_size, 1 or 3]`.
 
     One channel if every image is grey, else three. Each is resized whole, without keeping its
-    aspect ratio. The decoded arrays are cached in `data_dir/.cache`, by the content of the files.
-    Images that come out equal share a split, unless the folders decide otherwise.
+    aspect ratio. The decoded arrays are cached in one of the folders `caches`, by the content of
+    the files. Images that come out equal share a split, unless the folders decide otherwise.
 
     Raises:
         UserError: the folder is missing, its layout is not clear, or an image cannot be used.
@@ -97,7 +98,8 @@ def load(
     check_memory(str(root), len(listing.paths), image_size, 3)
     files = [root / path for path in listing.paths]
     images, decoding_facts = cached_images(
-        data_dir / ".cache" / f"folder_{name}_{image_size}.npz",
+        caches,
+        f"folder_{name}_{image_size}.npz",
         _cache_key(listing, files, image_size),
         lambda: _decode_all(files, image_size, options.max_pixels),
     )

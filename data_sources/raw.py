@@ -15,6 +15,9 @@ UNLABELLED = -1  # label of an image whose class nobody has said yet
 # Far above any set this package is meant for (PatchCamelyon at 96x96, the largest, has 7.2 GB),
 # far below what a forged header can claim.
 MAX_ARRAY_BYTES = 8 * 2**30
+# Images that anyone has looked at never shrink to so little; what does is made to fill memory.
+BOMB_RATIO = 400
+BOMB_BYTES = 2**28  # below which it does no harm
 
 
 @dataclass
@@ -69,3 +72,8 @@ def check_memory(where: str, count: int, image_size: int, channels: int) -> None
             f"{where}: {count} images of {image_size}x{image_size} pixels take {needed / 2**30:.1f}"
             f" GiB (limit {MAX_ARRAY_BYTES / 2**30:.0f}); lower image_size"
         )
+
+
+def is_bomb(claimed: int, stored: int) -> bool:
+    """Whether `claimed` bytes are packed into so few `stored` ones that they cannot be images."""
+    return claimed > BOMB_BYTES and claimed > BOMB_RATIO * stored

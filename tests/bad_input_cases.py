@@ -446,8 +446,8 @@ HDF5_FILES: list[Case] = [
     (
         "HDF5 channels",
         hdf5("test_x", put("x", np.zeros((200, 8, 8, 2), "u1"))),
-        "2 channels, 3 expected",
-        "convert",
+        "2 channels",
+        "give 1 or 3",
     ),
     (
         "HDF5 other key",
@@ -459,7 +459,7 @@ HDF5_FILES: list[Case] = [
         "HDF5 label count",
         hdf5("valid_y", put("y", np.zeros(9, int))),
         "shape (9,) for 200",
-        "one label per",
+        "one whole number per",
     ),
     (
         "HDF5 one class to validate",

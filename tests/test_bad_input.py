@@ -25,8 +25,8 @@ from PIL import Image
 
 import model_def
 from active_learning import ActiveLearner
-from data_sources import npz
-from data_sources.hdf5 import read_images as read_hdf5
+from data_sources import raw
+from data_sources.hdf5 import image_blocks
 from data_sources.image_file import decode
 from data_sources.medmnist_table import medmnist_sets
 from errors import UserError
@@ -58,7 +58,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(npz, "BOMB_BYTES", 2**21)  # so that a small one will do
+    monkeypatch.setattr(raw, "BOMB_BYTES", 2**21)  # so that a small one will do
 
     def never(learner: ActiveLearner) -> None:
         pytest.fail("training began")
@@ -256,7 +256,7 @@ def test_a_damaged_hdf5_file_is_read_or_refused(content: st.DataObject) -> None:
         file["x"] = np.zeros((4, 8, 8), dtype=np.uint8)
     damage(Path("images.h5"), content, 400)
     with contextlib.suppress(UserError):
-        read_hdf5(Path("images.h5"), 8)
+        list(image_blocks(Path("images.h5"), 8))
 
 
 @settings(max_examples=60)

@@ -6,11 +6,13 @@ All of it is generated. Each test's name says the kind.
 from __future__ import annotations
 
 import os
+import resource
 import struct
 import zlib
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ from data import UNLABELLED, ImageStore, Splits, load_splits
 from data_sources.image_file import BACKGROUND, decode
 from data_sources.sources import FileSources
 from errors import UserError
+from tools.image_inputs import find_inputs, read_batches
 
 SIZE = 8
 
@@ -459,6 +462,240 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path: Path) -> None:
     assert "600x500 pixels, more than 299999" in message
     assert "raise max_pixels" in message
     assert "a/large.png" in all_files(load(tmp_path, max_pixels=300_000))
+
+
+def bits_png(path: Path, width: int, height: int) -> None:
+    """A whole PNG of one bit a pixel, all black, written without an image in memory."""
+    row = b"\0" + bytes((width + 7) // 8)
+    packer = zlib.compressobj(1)
+    content = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
+
+    def chunk(kind: bytes, part: bytes) -> bytes:
+        check = struct.pack(">I", zlib.crc32(kind + part))
+        return struct.pack(">I", len(part)) + kind + part + check
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    data = chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
+
+
+@pytest.mark.parametrize("cut", [None, 200])
+def test_a_gigapixel_or_truncated_file_costs_one_line_and_little_memory(
+    tmp_path: Path, cut: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class_folders(tmp_path / "set")
+    size = (13_000, 13_000) if cut is None else (8_000, 8_000)
+    bits_png(tmp_path / "set" / "a" / "x.png", *size)
+    if cut is not None:
+        os.truncate(tmp_path / "set" / "a" / "x.png", cut)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    message = refusal(tmp_path)
+    assert "x.png: unusable image" in message
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**10 < 400  # MiB
+    assert not caplog.records
+
+
+# --- arrays ---------------------------------------------------------------------------------------
+
+
+def hdf5_set(data_dir: Path) -> None:
+    """`hdf5:set`: 20 images a split, of two classes."""
+    for number, split in enumerate(("train", "valid", "test")):
+        with h5py.File(data_dir / f"set_{split}_x.h5", "w") as file:
+            file["x"] = pixels(number, 20, SIZE, SIZE, 3)
+        with h5py.File(data_dir / f"set_{split}_y.h5", "w") as file:
+            file["y"] = (np.arange(20) % 2).reshape(20, 1, 1, 1)
+
+
+READERS = {
+    "training": lambda data_dir: load(data_dir, "hdf5:set"),
+    "prediction": lambda data_dir: predicted(data_dir / "set_train_x.h5"),
+}
+
+
+def external_storage(file: h5py.File, secret: Path) -> None:
+    file.create_dataset("x", (20, SIZE, SIZE, 3), "u1", external=[(str(secret), 0, 3840)])
+
+
+def external_link(file: h5py.File, secret: Path) -> None:
+    file["x"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "x")
+
+
+def soft_link_out(file: h5py.File, secret: Path) -> None:
+    file["elsewhere"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/")
+    file["x"] = h5py.SoftLink("/elsewhere/x")
+
+
+def virtual(file: h5py.File, secret: Path) -> None:
+    layout = h5py.VirtualLayout((20, SIZE, SIZE, 3), "u1")
+    source = h5py.VirtualSource(str(secret.with_suffix(".h5")), "x", (20, SIZE, SIZE, 3))
+    layout[:] = source
+    file.create_virtual_dataset("x", layout)
+
+
+@pytest.mark.parametrize("lead_away", [external_storage, external_link, soft_link_out, virtual])
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_hdf5_never_returns_the_bytes_of_another_file(
+    tmp_path: Path, lead_away: Any, reader: str
+) -> None:
+    hdf5_set(tmp_path)
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(3840))
+    with h5py.File(tmp_path / "secret.h5", "w") as file:
+        file["x"] = pixels(9, 20, SIZE, SIZE, 3)
+    with h5py.File(tmp_path / "set_train_x.h5", "w") as file:
+        lead_away(file, secret)
+    with pytest.raises(UserError, match="(x|elsewhere): its values lie in another file"):
+        READERS[reader](tmp_path)
+
+
+def test_a_soft_link_inside_an_hdf5_file_is_followed(tmp_path: Path) -> None:
+    hdf5_set(tmp_path)
+    with h5py.File(tmp_path / "set_train_x.h5", "a") as file:
+        file.move("x", "inner")
+        file["x"] = h5py.SoftLink("/inner")
+    assert len(load(tmp_path, "hdf5:set").train) == 20
+
+
+@pytest.mark.parametrize("layout", [{"chunks": (64, SIZE, SIZE, 3)}, {}])
+@pytest.mark.parametrize("reader", sorted(READERS))
+def test_images_that_were_never_written_are_refused_before_allocation(
+    tmp_path: Path, layout: dict[str, Any], reader: str
+) -> None:
+    hdf5_set(tmp_path)
+    with h5py.File(tmp_path / "set_train_x.h5", "w") as file:
+        images = file.create_dataset("x", (40_000_000, SIZE, SIZE, 3), "u1", **layout)
+        if layout:
+            images[:64] = 1
+    with pytest.raises(UserError, match="written"):
+        READERS[reader](tmp_path)
+
+
+def test_label_minus_one_is_unlabelled_for_people_and_an_error_otherwise(tmp_path: Path) -> None:
+    hdf5_set(tmp_path)
+    with h5py.File(tmp_path / "set_train_y.h5", "r+") as file:
+        file["y"][3] = UNLABELLED
+    with pytest.raises(UserError, match="label -1, which means an image without a label"):
+        load(tmp_path, "hdf5:set")
+    train = load(tmp_path, "hdf5:set", allow_unlabelled=True).train
+    assert train.labels[3] == UNLABELLED
+    assert train.class_names == ("0", "1")
+    assert train.sources[3] == "set_train_x.h5:x:3"
+
+
+def write_arrays(path: Path, **arrays: Any) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)
+    else:
+        with h5py.File(path, "w") as file:
+            for name, array in arrays.items():
+                file[name] = array
+    return path
+
+
+def predicted(*paths: Path, channels: int = 3, **options: Any) -> dict[str, NDArray[np.uint8]]:
+    """What a network would be given, by name: uint8 [C, S, S]."""
+    batches = read_batches(find_inputs(paths), SIZE, channels, 2, **options)
+    return {
+        name: image.numpy()
+        for batch in batches
+        for name, image in zip(batch.names, batch.images, strict=True)
+    }
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((SIZE, SIZE, 3), 1), ((SIZE, SIZE, 1), 1), ((5, SIZE, SIZE), 5), ((3, SIZE, SIZE, 1), 3)],
+)
+def test_the_shape_of_an_array_tells_how_many_images_it_holds(
+    tmp_path: Path, kind: str, shape: tuple[int, ...], count: int
+) -> None:
+    values = pixels(0, *shape)
+    images = predicted(write_arrays(tmp_path / f"a.{kind}", pictures=values))
+    assert len(images) == count
+    if shape == (SIZE, SIZE, 3):
+        (image,) = images.values()
+        np.testing.assert_array_equal(image, values.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (pixels(0, 3, SIZE, SIZE), "may be three grey images or one colour image"),
+        (pixels(0, 5, 3, SIZE, SIZE), "has the channels first"),
+        (pixels(0, 5, SIZE, SIZE, 4), "4 channels"),
+        (np.zeros((5, SIZE, SIZE), np.uint16), "uint16 of shape"),
+        (np.zeros((5, SIZE, SIZE), np.float32), "scaled to 0 to 255"),
+    ],
+)
+def test_arrays_of_unclear_shape_or_type_are_refused(
+    tmp_path: Path, kind: str, array: NDArray[Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        predicted(write_arrays(tmp_path / f"a.{kind}", pictures=array))
+
+
+@pytest.mark.parametrize("kind", ["npz", "h5"])
+@pytest.mark.parametrize("labels", [(5, 1, 1, 1), (5, 1, 1), (5, SIZE, SIZE)])
+def test_labels_beside_images_are_never_predicted(
+    tmp_path: Path, kind: str, labels: tuple[int, ...]
+) -> None:
+    path = write_arrays(
+        tmp_path / f"a.{kind}", x=pixels(0, 5, SIZE, SIZE), y=np.zeros(labels, np.uint8)
+    )
+    assert sorted(predicted(path)) == [f"{path}:x[{i}]" for i in range(5)]
+    path = write_arrays(tmp_path / f"b.{kind}", y=np.zeros(labels, np.uint8))
+    with pytest.raises(UserError, match="no images"):
+        predicted(path)
+
+
+# --- prediction -----------------------------------------------------------------------------------
+
+
+def test_prediction_goes_on_after_a_damaged_file(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", count=5)
+    os.truncate(tmp_path / "set" / "a" / "2.png", 60)
+    (tmp_path / "set" / "broken.h5").write_bytes(b"\x89HDF no more")
+    damaged: list[UserError] = []
+    paths = (tmp_path / "set", tmp_path / "set" / "broken.h5")
+    images = predicted(*paths, on_damage=damaged.append)
+    assert len(images) == 9
+    assert ["2.png" in str(damaged[0]), "broken.h5" in str(damaged[1])] == [True, True]
+    with pytest.raises(UserError, match=r"2\.png"):
+        predicted(*paths)
+
+
+def test_prediction_finds_what_training_would(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tmp_path / "set"
+    class_folders(root, count=4)
+    save(root / "a" / "odd.webp", 5)
+    save(root / "a" / "noending", 6, format="PNG")
+    for name in ("._0.png", "__MACOSX/0.png", "a/Thumbs.db"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"hidden")
+    (root / "a" / "scan.dcm").write_bytes(b"no image")
+    assert sorted(predicted(root)) == sorted(str(root / name) for name in all_files(load(tmp_path)))
+    assert "1 files left out" in caplog.text
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+def test_only_training_writes_beside_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_only: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    class_folders(tmp_path / "data" / "set")
+    before = sorted((tmp_path / "data").rglob("*"))
+    predicted(tmp_path / "data" / "set")
+    first = load(tmp_path / "data", read_only=read_only).fingerprint()
+    assert (sorted((tmp_path / "data").rglob("*")) == before) == read_only
+    assert (tmp_path / "home").exists() == read_only
+    assert load(tmp_path / "data", read_only=True).fingerprint() == first  # from either cache
+    assert (tmp_path / "home").exists() == read_only
 
 
 def test_file_sources_can_be_taken_apart(tmp_path: Path) -> None:

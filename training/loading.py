@@ -11,10 +11,11 @@ from training.hyperparameters import Hyperparameters
 from training.seeds import make_generator
 
 
-def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
+def load_data(hp: Hyperparameters, data_dir: Path | None = None, read_only: bool = False) -> Splits:
     """Load the data set from `data_dir`, or from `hp.data_dir` if that is None.
 
-    A MedMNIST file that is missing is downloaded.
+    A MedMNIST file that is missing is downloaded. Otherwise nothing is written into the folder with
+    `read_only`.
 
     Raises:
         UserError: the data set is missing or cannot be used.
@@ -26,6 +27,7 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
         split_seed=hp.split_seed,
         validation_fraction=hp.validation_fraction,
         test_fraction=hp.test_fraction,
+        read_only=read_only,
     )
 
 
