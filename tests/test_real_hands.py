@@ -546,7 +546,7 @@ def test_hdf5_never_returns_the_bytes_of_another_file(
         file["x"] = pixels(9, 20, SIZE, SIZE, 3)
     with h5py.File(tmp_path / "set_train_x.h5", "w") as file:
         lead_away(file, secret)
-    with pytest.raises(UserError, match="(x|elsewhere): its values lie in another file"):
+    with pytest.raises(UserError, match=r"(x|elsewhere): its values lie in another file"):
         READERS[reader](tmp_path)
 
 
