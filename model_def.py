@@ -766,12 +766,11 @@ def _steps_bar(learner: ActiveLearner, ranks: Ranks) -> tqdm[Any]:
 def _class_metrics(split: str, logits: Tensor, store: ImageStore) -> dict[str, float]:
     """Precision and recall of each class that has images in `store`."""
     predicted, labels = logits.argmax(1).cpu(), store.labels.cpu()
-    counts = confusion_counts(predicted, labels, torch.ones(1, len(labels)), store.num_classes)
-    found = class_measures(counts)
+    found = class_measures(confusion_counts(predicted, labels, store.num_classes))
     return {
         f"{split}_{measure}_{name}": value
         for measure in ("precision", "recall")
-        for name, value in zip(store.class_names, found[measure][0].tolist(), strict=True)
+        for name, value in zip(store.class_names, found[measure].tolist(), strict=True)
         if value == value
     }
 

@@ -31,8 +31,9 @@ import yaml
 from torch import Tensor
 
 from errors import UserError
-from reporting.figures import contact_sheet, learning_curve
+from reporting.figures import learning_curve
 from reporting.files import csv_text, write_atomically
+from reporting.tile_sheet import contact_sheet
 from training.stopping import StopReason
 
 FORMAT = 1

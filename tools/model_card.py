@@ -7,11 +7,11 @@ import re
 from collections.abc import Iterable
 
 from data_sources.medmnist_table import medmnist_sets
-from reporting.measures import Estimate
+from reporting.intervals import Estimate
 from run_folder.reader import Model
 from serving.exported import ExportedModel
 from tools.evaluate.measure import Evaluation
-from tools.evaluate.report import SCORES
+from tools.evaluate.tables import SCORES
 from tools.onnx_file import Agreement
 
 
