@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 
 from data_sources.medmnist_table import medmnist_sets
-from reporting.intervals import Estimate
+from reporting.numbers import estimate_text
 from run_folder.reader import Model
 from serving.exported import ExportedModel
 from tools.evaluate.measure import Evaluation
@@ -110,11 +110,11 @@ def _calibration(exported: ExportedModel) -> str:
 def _measured(run: Model, val: Evaluation, test: Evaluation) -> str:
     """Both splits as a whole, with intervals."""
     measures = "\n".join(
-        f"| {title} | {_text(val.scores[name])} | {_text(test.scores[name])} |"
+        f"| {title} | {estimate_text(val.scores[name])} | {estimate_text(test.scores[name])} |"
         for name, title in SCORES.items()
     )
-    precision, recall = (map(_text, test.class_scores[one]) for one in ("precision", "recall"))
-    return f"""With 95 % bootstrap intervals over images. The checkpoint (round {run.round}, \
+    precision, recall = (map(estimate_text, test.class_scores[one]) for one in ("precision", "recall"))
+    return f"""With 95 % intervals over images. The checkpoint (round {run.round}, \
 counted from 0; validation loss {run.val_loss:.4f}) and the temperature ({val.temperature:.3f}) \
 were chosen on the validation split; on the test split nothing was chosen.
 
