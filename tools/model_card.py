@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
 
@@ -113,7 +112,9 @@ def _measured(run: Model, val: Evaluation, test: Evaluation) -> str:
         f"| {title} | {estimate_text(val.scores[name])} | {estimate_text(test.scores[name])} |"
         for name, title in SCORES.items()
     )
-    precision, recall = (map(estimate_text, test.class_scores[one]) for one in ("precision", "recall"))
+    precision, recall = (
+        map(estimate_text, test.class_scores[one]) for one in ("precision", "recall")
+    )
     return f"""With 95 % intervals over images. The checkpoint (round {run.round}, \
 counted from 0; validation loss {run.val_loss:.4f}) and the temperature ({val.temperature:.3f}) \
 were chosen on the validation split; on the test split nothing was chosen.
@@ -180,12 +181,6 @@ def _data(run: Model) -> str:
         return f"{_escaped(run.hp.dataset)}, a data set of the user's own."
     info = medmnist_sets()[run.hp.dataset]
     return f"{name} of MedMNIST ({info['license']}). {info['description']}"
-
-
-def _text(estimate: Estimate) -> str:
-    if math.isnan(estimate.value):
-        return "not defined"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def _escaped(name: str) -> str:
