@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from reporting.html_page import page, plot, section
+from reporting.html_page import note, page, plot
 from reporting.html_page import table as html_table
 from tools.compare.comparison import Comparison
 from tools.compare.figures import penalty_heatmap
@@ -35,19 +35,22 @@ PENALTY_NOTE = (
 def html_page(comparison: Comparison, curves_png: bytes) -> str:
     """The whole page; `curves_png` is what `figures.comparison_figure` draws."""
     savings = SAVING_NOTE.format(baseline=comparison.baseline)
-    figure = plot(curves_png, "learning curves and label savings of each group")
-    parts = [section("Curves", _seeds_text(comparison), figure)]
-    parts.append(section("Accuracy", ACCURACY_NOTE, _html(accuracy_table(comparison))))
+    figure = plot(curves_png, "Learning curves and label savings of each group.")
+    sections = [
+        ("Curves", note(_seeds_text(comparison)) + figure),
+        ("Accuracy", note(ACCURACY_NOTE) + _html(accuracy_table(comparison))),
+    ]
     if comparison.others:
-        parts.append(section("Label savings", savings, _html(saving_table(comparison))))
+        sections.append(("Label savings", note(savings) + _html(saving_table(comparison))))
     expected = forecast_table(comparison)
     if expected[1]:
-        parts.append(section("Would more labels help?", FORECAST_NOTE, _html(expected)))
+        sections.append(("Would more labels help?", note(FORECAST_NOTE) + _html(expected)))
     if len(comparison.groups) > 1 and len(comparison.seeds) > 1:
         curves = {name: group.test for name, group in comparison.groups.items()}
         matrix = penalty_heatmap(penalties(comparison.budgets, curves), list(curves))
-        parts.append(section("Who beats whom", PENALTY_NOTE, plot(matrix, "penalty matrix")))
-    return page(f"Comparison on {comparison.data}", parts)
+        picture = plot(matrix, "Penalty matrix; the note above says how to read it.")
+        sections.append(("Who beats whom", note(PENALTY_NOTE) + picture))
+    return page(f"Comparison on {comparison.data}", "", sections)
 
 
 def _seeds_text(comparison: Comparison) -> str:
