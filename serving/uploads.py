@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
 from starlette.requests import ClientDisconnect, Request
 
 from serving.decoding.limits import Limits
@@ -54,9 +53,9 @@ async def _form_files(request: Request, limits: Limits) -> list[Upload]:
                 )
                 for file in files
             ]
-    except MultiPartException as error:
-        status = 413 if "Too many files" in error.message else 400
-        raise HTTPException(status, f"form: {error.message}") from error
+    except HTTPException as error:  # Starlette's, status 400 whatever is wrong with the form
+        status = 413 if "Too many files" in error.detail else error.status_code
+        raise HTTPException(status, f"form: {error.detail}") from error
     if not uploads:
         raise HTTPException(400, "form: holds no file; give each image as a part with a file name")
     return uploads
