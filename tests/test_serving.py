@@ -82,6 +82,7 @@ class TestPredictions:
         self, client: TestClient, exported: Path, run: Run, images: NDArray[np.uint8]
     ) -> None:
         model = read_exported(exported)
+        assert model.temperature is not None
         embeddings = run.inference.embed(torch.from_numpy(images), "test")
         expected = (run.inference.logits(embeddings) / model.temperature).softmax(1)
         references = read_references(exported, model)

@@ -58,7 +58,7 @@ def test_answers_are_as_described(
         phases=[Phase.generate],
     )  # fmt: skip
     def ask(case: Any) -> None:
-        # A schema cannot say which bytes are an image: that such data are taken is tested elsewhere.
+        # A schema cannot say which bytes are an image; other tests see that images are taken.
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     ask()
