@@ -173,7 +173,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
     [
         (0, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES: 0, and torch", "unset it to run"),
         (0, {"CUDA_VISIBLE_DEVICES": "GPU-9"}, "CUDA_VISIBLE_DEVICES: GPU-9", "unset it to run"),
-        (1, {"LOCAL_WORLD_SIZE": "3"}, "3 processes and 1 GPUs", "start one for each GPU"),
+        (1, {"LOCAL_WORLD_SIZE": "3"}, "3 processes but 1 GPUs", "start one per GPU"),
     ],
 )
 def test_gpus_that_are_not_there(
@@ -208,7 +208,7 @@ def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int
 
 def test_gpus_of_a_cluster_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="slots_per_trial: 2 GPUs assigned, none that torch"):
+    with pytest.raises(UserError, match="slots_per_trial: 2 GPUs are assigned, but torch"):
         check_devices({}, 2, 1)
     check_devices({"CUDA_VISIBLE_DEVICES": "-1"}, 0, 4)
 

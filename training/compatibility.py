@@ -1,4 +1,4 @@
-"""Refuses hyperparameters that are allowed one by one and make no sense together."""
+"""Refuses hyperparameters that are each allowed but do not make sense together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from errors import UserError
 from query_strategies import get_strategy
-from resnet_custom import RESNETS, SMALL, check_architecture
+from resnet_custom import check_architecture
 
 if TYPE_CHECKING:
     from training.hyperparameters import Hyperparameters
@@ -82,10 +82,10 @@ def _check_strategy(hp: Hyperparameters) -> None:
 
 def _check_network(hp: Hyperparameters) -> None:
     try:
-        check_architecture(hp.architecture, hp.image_size)
+        architecture = check_architecture(hp.architecture, hp.image_size)
     except UserError as error:
         raise UserError(f"hyperparameters.architecture: {error}") from None
-    if hp.pretrained and hp.architecture in SMALL:
+    if hp.pretrained and architecture.imagenet is None:
         raise UserError(
             "hyperparameters.pretrained: there are no ImageNet weights for "
             f"{hp.architecture}; set false, or another architecture"
@@ -102,7 +102,7 @@ def _check_network(hp: Hyperparameters) -> None:
             "hyperparameters.freeze_backbone: true would keep the random weights of "
             f"{hp.architecture} for good; set it false, or pretrained: true"
         )
-    if hp.freeze_backbone and hp.architecture in RESNETS:
+    if hp.freeze_backbone and architecture.custom_stem:
         raise UserError(
             f"hyperparameters.freeze_backbone: the small-image stem of {hp.architecture} has "
             "no ImageNet weights and must be trained; set false, or take vgg16 or "

@@ -1,4 +1,4 @@
-"""Loads the data set that the hyperparameters name, and draws the part of it that is evaluated."""
+"""Loads the data set that the hyperparameters name, and selects the images to evaluate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None, read_only: bool
 
 
 def evaluated_part(store: ImageStore, size: int) -> ImageStore:
-    """`size` images of `store`, drawn at random and always the same ones; all of them for 0."""
+    """A random but fixed selection of `size` images of `store`; all of them for 0."""
     if not 0 < size < len(store):
         return store
     chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
