@@ -171,7 +171,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("found", "environment", "thing", "remedy"),
     [
-        (0, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES: 0, and torch", "unset it to run"),
+        (0, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES: 0, but torch", "unset it to run"),
         (0, {"CUDA_VISIBLE_DEVICES": "GPU-9"}, "CUDA_VISIBLE_DEVICES: GPU-9", "unset it to run"),
         (1, {"LOCAL_WORLD_SIZE": "3"}, "3 processes but 1 GPUs", "start one per GPU"),
     ],

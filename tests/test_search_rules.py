@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from errors import UserError
 from tests.conftest import ROOT
@@ -262,6 +264,43 @@ def test_a_remedy_is_one() -> None:
     config["searcher"] |= {"max_time": 6, "bracket_rungs": [2], "divisor": 2}
     check_search(config)
     assert min(simulate(config["searcher"], 0)) == 3
+
+
+@settings(max_examples=150)
+@given(
+    key=st.sampled_from(
+        [
+            "name",
+            "metric",
+            "smaller_is_better",
+            "max_time",
+            "time_metric",
+            "divisor",
+            "max_rungs",
+            "bracket_rungs",
+            "mode",
+            "max_trials",
+            "num_rungs",
+        ]
+    ),
+    value=st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.lists(st.integers(), max_size=2)
+    | st.dictionaries(st.text(max_size=2), st.none()),
+    name=st.sampled_from(["adaptive_asha", "async_halving", "random", "grid", "single"]),
+)
+def test_any_searcher_is_taken_or_refused_in_one_line(key: str, value: Any, name: str) -> None:
+    config = load(ROOT / "config.yaml")
+    config["searcher"] |= {"name": name, "bracket_rungs": None, "num_rungs": 2, key: value}
+    message = ""
+    try:
+        check_search(config)
+    except UserError as error:
+        message = str(error)
+    assert "\n" not in message
 
 
 def test_a_grid_may_vary_what_it_likes() -> None:

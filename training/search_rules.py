@@ -67,7 +67,7 @@ def _checked_ranges(hyperparameters: Mapping[str, Any]) -> dict[str, SearchRange
 
 def _check_metric(searcher: Mapping[str, Any]) -> None:
     metric = searcher.get("metric", "val_loss")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise UserError(
             f"searcher.metric: {metric!r} is in no validation report{nearest(str(metric), METRICS)}"
             f"; allowed are {', '.join(METRICS)}"
@@ -181,7 +181,7 @@ def _bracket_rungs(searcher: Mapping[str, Any], max_time: int, divisor: float) -
     )
     mode = searcher.get("mode") or "standard"
     first = {"aggressive": most, "standard": (most - 1) // 2 + 1, "conservative": 1}
-    if mode not in first:
+    if not isinstance(mode, str) or mode not in first:
         raise UserError(
             f"searcher.mode: {mode!r} is unknown{nearest(str(mode), first)}; allowed are "
             f"{', '.join(first)}"

@@ -7,6 +7,7 @@ plain value, and `{type: const, val: ...}`, to which a cluster turns it, is a ra
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from errors import UserError
 from training.fields import as_number
 
+LARGEST = sys.float_info.max  # bounds beyond it, and those that are no numbers, are refused
 # The keys that each type of range needs.
 KEYS = {
     "const": ("val",),
@@ -65,7 +67,7 @@ def parse_range(name: str, value: Any) -> SearchRange:
     if not isinstance(value, dict):
         return SearchRange("const", (value,))
     kind = value.get("type")
-    if kind not in KEYS:
+    if not isinstance(kind, str) or kind not in KEYS:
         raise UserError(
             f"hyperparameters.{name}.type: {kind!r} is not a kind of search range; "
             f"allowed are {', '.join(sorted(KEYS))}"
@@ -104,11 +106,10 @@ def _numeric_range(name: str, kind: str, spec: Mapping[str, Any]) -> SearchRange
 
 def _bound(name: str, kind: str, bound: Any) -> float:
     number = as_number(bound)
-    if kind == "int" and isinstance(number, float) and number.is_integer():
-        number = int(number)
-    if type(number) is not int and not (type(number) is float and kind != "int"):
+    usable = type(number) in (int, float) and abs(number) <= LARGEST
+    if not usable or (kind == "int" and number != int(number)):
         raise UserError(
             f"hyperparameters.{name}: {bound!r} is no bound of a range of type {kind}; "
             f"give {'a whole number' if kind == 'int' else 'a number'}"
         )
-    return number
+    return int(number) if kind == "int" else float(number)
