@@ -1,21 +1,61 @@
-# Sourced by Determined in every container of the experiment, before the workload starts.
-# Installs what the task image lacks. Its own builds of torch, torchvision and numpy, made for its
-# CUDA, stay as they are: pip is held to exactly the versions found, and fails rather than replace.
-# What only tools/export.py needs is left out.
+# Determined sources this file in every container of the experiment, in the folder that holds the
+# experiment's code, before the workload starts.
+#
+# 1. It links ./data to a folder on the agent, if config.yaml mounts one, so that downloads are
+#    there for the next container.
+# 2. It installs the packages of requirements.txt that the task image lacks. It never replaces the
+#    image's own torch, torchvision and numpy, which are built for its CUDA.
+#
+# It prints nothing when there is nothing to do.
+{ set +x; } 2> /dev/null  # Determined's entry point echoes every command
 
-_hook_folder="$(mktemp -d)"
-python3 - > "${_hook_folder}/found.txt" <<'PY'
+if [[ -d agent_tmp && ! -e data ]]; then
+    export AGENT_FOLDER="$PWD/agent_tmp/determined_active_learning"
+    # All users of the agent share the folder, as they share /tmp.
+    mkdir -p -m 1777 "$AGENT_FOLDER" && ln -s "$AGENT_FOLDER" data
+fi
+
+# Two kinds of lines: "keep torch==2.3.1" and "install h5py>=3.10".
+_packages="$("${DET_PYTHON_EXECUTABLE:-python3}" - << 'PYTHON'
 from importlib.metadata import PackageNotFoundError, version
 
-for name in ("torch", "torchvision", "numpy"):
+try:
+    from packaging.requirements import Requirement
+except ImportError:
+    from pip._vendor.packaging.requirements import Requirement
+
+OF_THE_IMAGE = ("torch", "torchvision", "numpy")
+OF_THE_AGENT = ("determined",)
+
+for line in open("requirements.txt", encoding="utf-8"):
+    text = line.partition("#")[0].strip()
+    if not text:
+        continue
+    package = Requirement(text)
     try:
-        print(f"{name}=={version(name)}")
+        installed = version(package.name)
     except PackageNotFoundError:
-        pass
-PY
-grep -vE '^(#|determined|torch|torchvision|numpy|onnx[a-z]*|safetensors)([^a-z]|$)' requirements.txt \
-    > "${_hook_folder}/wanted.txt"
-python3 -m pip install --quiet --disable-pip-version-check \
-    --constraint "${_hook_folder}/found.txt" --requirement "${_hook_folder}/wanted.txt"
-rm -rf "${_hook_folder}"
-unset _hook_folder
+        installed = ""
+    if package.name in OF_THE_IMAGE:
+        if installed:
+            print("keep", f"{package.name}=={installed}")
+    elif package.name not in OF_THE_AGENT and not (
+        installed and package.specifier.contains(installed, prereleases=True)
+    ):
+        print("install", text)
+PYTHON
+)"
+_missing=($(sed -n 's/^install //p' <<< "$_packages"))
+if (( ${#_missing[@]} )); then
+    echo "startup-hook.sh: the task image lacks ${_missing[*]}; pip installs them now"
+    _kept="$(mktemp)"
+    sed -n 's/^keep //p' <<< "$_packages" > "$_kept"
+    if ! PIP_ROOT_USER_ACTION=ignore "${DET_PYTHON_EXECUTABLE:-python3}" -m pip install --quiet \
+        --disable-pip-version-check --constraint "$_kept" "${_missing[@]}"; then
+        echo "startup-hook.sh: pip failed (see above); where containers have no network, build an" \
+            "image with the Dockerfile and name it under environment: image: in the YAML" >&2
+        return 1
+    fi
+    rm -f "$_kept"
+fi
+unset _packages _missing _kept

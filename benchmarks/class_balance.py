@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from active_learning import ActiveLearner, label_round
-from data import ImageStore, Splits, channel_statistics
+from data import Splits, channel_statistics
 from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
@@ -56,7 +56,7 @@ def run(
 ) -> dict[str, Any]:
     """Train once; returns the row."""
     chosen = draw(splits.train.labels, values["initial_labeled_size"], ratio, seed)
-    train = ImageStore(splits.train.images[chosen], splits.train.labels[chosen], splits.class_names)
+    train = splits.train.subset(chosen)
     size = {"initial_labeled_size": len(train), "label_budget": len(train)}
     hp = Hyperparameters.from_mapping({**values, **size, **SETTINGS[setting]})
     device = "cuda" if torch.cuda.is_available() else "cpu"

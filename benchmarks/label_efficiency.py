@@ -1,17 +1,20 @@
 """Which query strategy needs the fewest labels? Every strategy with every seed, off the cluster.
 
-    python -m benchmarks.label_efficiency --data-dir data --output study
-    python -m benchmarks.label_efficiency --data-dir data --output study --processes 2 \\
+    python -m benchmarks.label_efficiency --data-dir data --output study --processes 2
+    python -m benchmarks.label_efficiency --data-dir data --output study \\
         --set hyperparameters.architecture=small_cnn hyperparameters.dataset=breastmnist
-    python -m benchmarks.comparison study    # statistics and figures, see there
+    nohup python -m benchmarks.label_efficiency --data-dir data --output study >/dev/null &
+    cat study/progress.txt                   # runs that are finished, and hours to go
+    python -m benchmarks.comparison study    # statistics and figures
 
-The grid is `configs/strategies.yaml`, or another with ranges for `query_strategy` and `seed`. A
-seed fixes the first images and the initial weights, the same for every strategy. Beside the
-grid's strategies one more run per seed, "all labels", trains on the whole pool for as many steps:
-the upper line.
+The grid is `configs/strategies.yaml`, or another file with ranges for `query_strategy` and `seed`.
+A seed fixes the first images and the initial weights, the same for every strategy. One more run per
+seed, "all labels", is the upper line: it has the whole pool, and the strategies' rounds, steps,
+schedule and rule for the checkpoint.
 
-`study/runs.csv` gets a row per finished run; started again, the command does the runs that are
-missing. `study/study.json` holds the settings, which must not change meanwhile.
+`study/runs.csv` gets a row per finished run. The command can be stopped at any time; started again,
+it does the runs that are missing. `study/study.json` holds the settings, which must not change
+meanwhile. With `--copies 5`, every image of the pool stands five times with slight changes.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -36,17 +39,19 @@ import numpy as np
 import torch
 
 from active_learning import ActiveLearner, Observer, run
+from benchmarks.near_duplicates import with_near_duplicates
 from data import Splits
-from errors import UserError
+from errors import UserError, exit_status
 from reporting.files import csv_text, write_atomically
+from tools.compare.runs import ALL_LABELS
 from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.oracle import Proposal, SimulatedOracle
 
-ALL_LABELS = "all labels"
+RANDOM = "random"
 GRID = ("query_strategy", "seed")
-# Settings that say where and how fast a run computes, not what.
+# Settings that say where and how fast a run computes, but not what.
 LOCAL = ("data_dir", "scoring_batch_size")
 CURVES = ("labels", "val_accuracy", "val_auc", "test_accuracy", "test_auc")
 COLUMNS = ("strategy", "seed", *CURVES, "query_seconds", "seconds")
@@ -54,48 +59,61 @@ COLUMNS = ("strategy", "seed", *CURVES, "query_seconds", "seconds")
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared: `values` are hyperparameters, but for the grid's two."""
+    """What is compared.
+
+    values: the hyperparameters, except those of `GRID`. copies: of every image of the pool.
+    """
 
     values: dict[str, Any]
     strategies: tuple[str, ...]
     seeds: tuple[int, ...]
+    copies: int
 
     @property
     def runs(self) -> list[tuple[str, int]]:
         """Every (strategy, seed), seed by seed, so that an unfinished study is a fair one.
 
-        The upper line comes last: without it the strategies can be compared as well.
+        The upper line comes last, because the comparison of strategies does not need it.
         """
         compared = [(name, seed) for seed, name in itertools.product(self.seeds, self.strategies)]
         return compared + [(ALL_LABELS, seed) for seed in self.seeds]
 
 
-def read_study(config: Path, settings: list[str]) -> Study:
-    """The grid in `config` after `settings`, or UserError for one that is none."""
+def read_study(config: Path, settings: list[str], copies: int = 1) -> Study:
+    """The grid in `config` after `settings`.
+
+    Raises:
+        UserError: a range other than the grid's, or hyperparameters that cannot be used.
+    """
     values = dict(override(load(config), settings)["hyperparameters"])
     grid = []
     for name in GRID:
         value = values.pop(name, None)
         choices = value.get("vals") if isinstance(value, dict) else [value]
         if not isinstance(choices, list) or not choices:
-            raise UserError(f"hyperparameters.{name}: {value!r} is no choice; list them in vals")
+            raise UserError(f"hyperparameters.{name}: {value!r} is not a choice; list it in vals")
         grid.append(choices)
     ranges = [name for name, value in values.items() if isinstance(value, dict)]
     if ranges:
         raise UserError(
-            f"hyperparameters.{ranges[0]}: a range; of a comparison only query_strategy and seed "
-            "may be ranges, so give it one value"
+            f"hyperparameters.{ranges[0]}: a range; give it one value, because only query_strategy "
+            "and seed may be ranges here"
         )
-    study = Study(values, tuple(grid[0]), tuple(grid[1]))
-    for strategy, seed in itertools.product(study.strategies, study.seeds):
-        Hyperparameters.from_mapping({**values, "query_strategy": strategy, "seed": seed})
-    return study
+    if copies < 1:
+        raise UserError(f"--copies {copies}: must be 1 or more; 1 is the pool as it is")
+    for strategy, seed in itertools.product(*grid):
+        hp = Hyperparameters.from_mapping({**values, "query_strategy": strategy, "seed": seed})
+    values = {name: value for name, value in hp.resolved().items() if name not in GRID}
+    return Study(values, tuple(grid[0]), tuple(grid[1]), copies)
 
 
 @lru_cache(maxsize=1)
-def _splits(hp: Hyperparameters) -> Splits:
+def _splits(hp: Hyperparameters, copies: int) -> Splits:
     """Read once per process; no run changes them."""
-    return load_data(hp)
+    splits = load_data(hp)
+    if copies == 1:
+        return splits
+    return replace(splits, train=with_near_duplicates(splits.train, copies))
 
 
 class QuerySeconds(Observer):
@@ -108,24 +126,38 @@ class QuerySeconds(Observer):
         self.seconds += proposal.seconds
 
 
-def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]:
+def with_all_labels(values: dict[str, Any], size: int) -> dict[str, Any]:
+    """The settings of the upper line for a pool of `size` images.
+
+    One image is added in each round after the first, so that rounds, steps and schedule are those
+    of the strategies: with 20 rounds the first round has all images but 19.
+    """
+    rounds = len(_sizes(values, size))
+    return values | {
+        "initial_labeled_size": size - (rounds - 1),
+        "samples_to_label": 1,
+        "label_budget": size,
+        "rounds": rounds,
+        "query_strategy": RANDOM,
+    }
+
+
+def _sizes(values: dict[str, Any], pool_size: int) -> tuple[int, ...]:
+    hp = Hyperparameters.from_mapping({**values, "query_strategy": RANDOM, "seed": 0})
+    return hp.query_sizes(pool_size)
+
+
+def run_once(values: dict[str, Any], copies: int, strategy: str, seed: int) -> dict[str, Any]:
     """Train one strategy with one seed from the first labels to the last; returns its row.
 
     The curves are texts of numbers, one per round, with a space between.
     """
-    reading = Hyperparameters.from_mapping({**values, "query_strategy": "random", "seed": 0})
-    splits = _splits(reading)
+    reading = Hyperparameters.from_mapping({**values, "query_strategy": RANDOM, "seed": 0})
+    splits = _splits(reading, copies)
+    settings = {**values, "query_strategy": strategy}
     if strategy == ALL_LABELS:
-        size = len(splits.train)
-        rounds = len(reading.query_sizes(size))
-        values = values | {
-            "initial_labeled_size": size,
-            "label_budget": size,
-            "rounds": 1,
-            "batches_per_round": values["batches_per_round"] * rounds,
-        }
-    name = "random" if strategy == ALL_LABELS else strategy
-    hp = Hyperparameters.from_mapping({**values, "query_strategy": name, "seed": seed})
+        settings = with_all_labels(values, len(splits.train))
+    hp = Hyperparameters.from_mapping({**settings, "seed": seed})
     device = "cuda" if torch.cuda.is_available() else "cpu"
     oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
     learner = ActiveLearner(hp, splits.train.to(device), seed)
@@ -137,9 +169,9 @@ def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]
     queries = QuerySeconds()
     for evaluation in run(learner, oracle, val, test, queries):
         curves["labels"].append(str(evaluation.labels))
-        for split, values_ in (("val", evaluation.val), ("test", evaluation.test)):
+        for split, measured in (("val", evaluation.val), ("test", evaluation.test)):
             for metric in ("accuracy", "auc"):
-                curves[f"{split}_{metric}"].append(f"{values_[metric]:.5f}")
+                curves[f"{split}_{metric}"].append(f"{measured[metric]:.5f}")
     return {
         "strategy": strategy,
         "seed": seed,
@@ -152,10 +184,10 @@ def run_once(values: dict[str, Any], strategy: str, seed: int) -> dict[str, Any]
 def finished_rows(
     study: Study, missing: list[tuple[str, int]], processes: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the runs that are `missing`, as they come in, so many runs at a time."""
+    """The rows of the `missing` runs as they finish, `processes` runs at a time."""
     if processes == 1:
         for entry in missing:
-            yield run_once(study.values, *entry)
+            yield run_once(study.values, study.copies, *entry)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     with ProcessPoolExecutor(
@@ -164,14 +196,20 @@ def finished_rows(
         initializer=torch.set_num_threads,
         initargs=(threads,),
     ) as pool:
-        futures = [pool.submit(run_once, study.values, *entry) for entry in missing]
+        futures = [pool.submit(run_once, study.values, study.copies, *entry) for entry in missing]
         for future in as_completed(futures):
             yield future.result()
 
 
 def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
-    """The rows that `folder` has already, which must be of the same settings; made if new."""
+    """The rows that `folder` has already; the folder is made where it is missing.
+
+    Raises:
+        UserError: its runs had other settings.
+    """
     settings = {name: value for name, value in study.values.items() if name not in LOCAL}
+    if study.copies > 1:
+        settings["copies"] = study.copies
     file, rows = folder / "study.json", folder / "runs.csv"
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -183,12 +221,12 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
             "numpy": np.__version__,
         }
         write_atomically(file, json.dumps({"hyperparameters": settings, **machine}, indent=2))
-    then = json.loads(file.read_text(encoding="utf-8"))["hyperparameters"]
-    for name in sorted({*then, *settings}):
-        if then.get(name) != settings.get(name):
+    recorded = json.loads(file.read_text(encoding="utf-8"))["hyperparameters"]
+    for name in sorted({*recorded, *settings}):
+        if recorded.get(name) != settings.get(name):
             raise UserError(
                 f"hyperparameters.{name}: {settings.get(name)!r}, but the runs in {folder} had "
-                f"{then.get(name)!r}; set it back, or give another --output"
+                f"{recorded.get(name)!r}; set it back, or give another --output"
             )
     if not rows.exists():
         return []
@@ -196,31 +234,20 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
         return list(csv.DictReader(lines))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Do the runs that are missing; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path("configs/strategies.yaml"))
-    parser.add_argument("--data-dir", help="in place of hyperparameters.data_dir")
-    parser.add_argument("--output", type=Path, required=True, metavar="STUDY")
-    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
-    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
-    arguments = parser.parse_args(argv)
-    try:
-        study = read_study(arguments.config, arguments.set)
-        rows = open_study(arguments.output, study)
-        if arguments.data_dir:
-            study.values["data_dir"] = arguments.data_dir
-        reading = {**study.values, "query_strategy": "random", "seed": 0}
-        load_data(Hyperparameters.from_mapping(reading))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    done = {(row["strategy"], int(row["seed"])) for row in rows}
-    missing = [entry for entry in study.runs if entry not in done]
-    print(f"{len(study.runs)} runs, {len(missing)} of them to do", flush=True)
-    for row in finished_rows(study, missing, arguments.processes):
+def do_missing_runs(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    study = read_study(arguments.config, arguments.set, arguments.copies)
+    rows = open_study(arguments.output, study)
+    if arguments.data_dir:
+        study.values["data_dir"] = arguments.data_dir
+    load_data(Hyperparameters.from_mapping({**study.values, "query_strategy": RANDOM, "seed": 0}))
+    finished = {(row["strategy"], int(row["seed"])) for row in rows}
+    missing = [entry for entry in study.runs if entry not in finished]
+    started = time.time()
+    _report(arguments.output, len(study.runs), len(missing), 0, started)
+    for count, row in enumerate(finished_rows(study, missing, arguments.processes), start=1):
         rows.append(row)
-        table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+        table = csv_text(COLUMNS, ([one[column] for column in COLUMNS] for one in rows))
         write_atomically(arguments.output / "runs.csv", table)
         print(
             f"{row['strategy']}, seed {row['seed']}: test accuracy "
@@ -228,7 +255,30 @@ def main(argv: list[str] | None = None) -> int:
             f"({row['seconds']} s)",
             flush=True,
         )
-    return 0
+        _report(arguments.output, len(study.runs), len(missing), count, started)
+
+
+def _report(folder: Path, total: int, missing: int, count: int, started: float) -> None:
+    """Print how far the study is, and keep it in progress.txt."""
+    text = f"{total - missing + count} of {total} runs are finished"
+    if count:
+        hours = (time.time() - started) / count * (missing - count) / 3600
+        text += f"; the others take about {hours:.1f} h more"
+    print(text, flush=True)
+    write_atomically(folder / "progress.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/strategies.yaml"))
+    parser.add_argument("--data-dir", help="in place of hyperparameters.data_dir")
+    parser.add_argument("--output", type=Path, required=True, metavar="STUDY")
+    parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--copies", type=int, default=1, help="nearly equal copies of each image")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    arguments = parser.parse_args(argv)
+    return exit_status(lambda: do_missing_runs(arguments))
 
 
 if __name__ == "__main__":

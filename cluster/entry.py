@@ -18,7 +18,7 @@ from active_learning import ActiveLearner
 from cluster.master import Master
 from cluster.trial import ActiveLearningTrial
 from errors import OK, DivergedError, UserError
-from reporting.progress import progress_bar
+from reporting.run_progress import progress_bar
 from reporting.start import log_start
 from run_folder import names
 from run_folder.checkpoint import read_tensors, restore_checkpoint
@@ -29,6 +29,8 @@ from training.devices import check_devices
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 from training.ranks import Ranks
+from training.search_rules import check_search
+from training.threads import choose_threads
 
 # The launcher ends all ranks when one fails; the first one reports to the master before that.
 SECONDS_FOR_FIRST_RANK = 10
@@ -78,6 +80,8 @@ def run_on_cluster() -> int:
 
 def _run(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Master) -> None:
     config = context.get_experiment_config()
+    check_search(config)
+    choose_threads()
     ranks = Ranks(context.distributed.rank, context.distributed.size)
     hp = Hyperparameters.from_mapping(context.get_hparams())
     hp.check_ranks(ranks.size)

@@ -28,6 +28,7 @@ from training.loading import evaluated_part
 from training.oracle import Proposal, SimulatedOracle
 from training.ranks import Ranks
 from training.stopping import StopReason
+from training.threads import choose_threads
 
 logger = logging.getLogger("active_learning")
 
@@ -119,6 +120,7 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
 
     def evaluate_batch(self, batch: pytorch.TorchData, batch_idx: int) -> dict[str, Any]:
         """Evaluate the whole splits, all ranks together, and report the round."""
+        choose_threads()  # other trials may have come or gone
         evaluation = self.learner.evaluate(self.val, self.test)
         if self.ranks.rank == 0:
             self.reporter.evaluated(evaluation)

@@ -7,6 +7,7 @@ from sklearn.datasets import load_digits
 
 from data_sources.raw import RawSplit, RawSplits
 from data_sources.resizing import resize
+from data_sources.sources import ArraySources
 from data_sources.splitting import SplitRequest, duplicate_groups, stratified_split
 
 BRIGHTEST = 16  # the pixels are counts 0..16
@@ -21,7 +22,13 @@ def load(image_size: int, request: SplitRequest) -> RawSplits:
     images = resize(small[..., np.newaxis], image_size)
     parts = stratified_split(labels, duplicate_groups(images), class_names, request)
     train, val, test = (
-        RawSplit(images[part], labels[part], f"digits: {name} images", f"digits: {name} labels")
+        RawSplit(
+            images[part],
+            labels[part],
+            f"digits: {name} images",
+            f"digits: {name} labels",
+            ArraySources("digits", part),
+        )
         for name, part in zip(("train", "val", "test"), parts, strict=True)
     )
     return RawSplits("digits", class_names, train, val, test, channels=1)

@@ -1,8 +1,7 @@
-"""Images that would take too much memory: uncompressed in one file, of which pages are read as
-they are needed.
+"""Images that would take too much memory: uncompressed in one file, read page by page as needed.
 
-The file is mapped, so that an array of it looks like any other. The system reads pages of it when
-they are looked at, and keeps them while there is room; `release` gives them back at once.
+The file is mapped, so an array of it looks like any other. The system reads its pages on first use
+and keeps them while there is room; `release` gives them back at once.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import mmap
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +23,15 @@ from filelock import FileLock
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from data_sources.content import content_hash
 from data_sources.raw import MAX_ARRAY_BYTES, describe_os_error
 from errors import UserError
 
-# Of the memory there is, for images read into it: they are there twice while a store is made, and
-# data-parallel ranks read one copy each.
+# Of the available memory, for images read into it. They are there twice while a store is made, and
+# each data-parallel rank reads a copy of its own.
 MEMORY_SHARE = 1 / 8
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
-FORMAT_VERSION = 1  # part of the key: raise it when the file's content changes
+FORMAT_VERSION = 2  # part of the ending: raise it when the layout of the file changes
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ _mappings: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictio
 
 
 def available_memory() -> int:
-    """Bytes that can be had without swapping, in the container if this is one."""
+    """Bytes that can be allocated without swapping, within a container's limit if there is one."""
     limits = [psutil.virtual_memory().available]
     for name in CGROUP_LIMITS:
         try:
@@ -59,28 +59,35 @@ def fits_in_memory(needed: int) -> bool:
 
 
 def mapped_images(
-    cache: Path, source: Path, shape: Shape, blocks: Callable[[], Iterable[Images]]
+    folders: Sequence[Path],
+    name: str,
+    source: Path,
+    shape: Shape,
+    blocks: Callable[[], Iterable[Images]],
 ) -> Images:
     """The images of `source`, uint8 `[N, H, W, C]` = `shape`, mapped from a file and read-only.
 
-    `cache` names that file but for its ending, which tells the state of `source`: where there is
-    no such file, it is written from `blocks()`, and those of other states are removed. One process
-    writes while others wait. In it, images lie channels first, as stores hold them.
+    The file lies in one of `folders`. It is called `name`, with an ending made from the content of
+    `source`. Where there is none, it is written from `blocks()` into the first folder, and those
+    with other endings are removed. One process writes while others wait. In the file, images lie
+    channels first, as stores hold them.
 
     Raises:
-        UserError: it cannot be written.
+        UserError: the file cannot be written.
     """
     count, height, width, channels = shape
-    stat = source.stat()
-    described = json.dumps([FORMAT_VERSION, source.name, stat.st_size, stat.st_mtime_ns, shape])
-    file = cache.with_name(f"{cache.name}.{hashlib.sha256(described.encode()).hexdigest()[:16]}")
     size = count * height * width * channels
+    file_name = f"{name}.{_ending(source, shape)}"
+    file = next(
+        (folder / file_name for folder in folders if _is_whole(folder / file_name, size)),
+        folders[0] / file_name,
+    )
     try:
         if not _is_whole(file, size):
             file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(cache.with_name(f".{cache.name}.lock")):
+            with FileLock(file.with_name(f".{name}.lock")):
                 if not _is_whole(file, size):
-                    for stale in set(cache.parent.glob(f"{cache.name}.*")) - {file}:
+                    for stale in set(file.parent.glob(f"{name}.*")) - {file}:
                         stale.unlink()
                     _write(file, size, source, blocks())
         with file.open("rb") as opened:
@@ -97,13 +104,26 @@ def mapped_images(
 
 
 def release(images: torch.Tensor) -> None:
-    """Give the memory of `images` back, where they are mapped from a file; else do nothing.
+    """Give back the memory of `images` if they are mapped from a file; otherwise do nothing.
 
-    They can be used as before: what is looked at is read again, from the system's cache at best.
+    They can be used as before: their pages are then read again, if possible from the system's
+    cache.
     """
     mapping = _mappings.get(images.untyped_storage().data_ptr())
     if mapping is not None:
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _ending(source: Path, shape: Shape) -> str:
+    """Differs for every other content of `source` and every other shape."""
+    try:
+        content = content_hash(source, "checking " + source.name)
+    except OSError as error:
+        raise UserError(
+            f"{source}: cannot be read ({describe_os_error(error)}); put a whole file there"
+        ) from error
+    described = json.dumps([FORMAT_VERSION, content.hex(), shape])
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def _is_whole(file: Path, size: int) -> bool:

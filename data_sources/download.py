@@ -31,7 +31,9 @@ def download_once(url: str, md5: str, target: Path) -> None:
     by_hand = f"download {url} by hand and save it as {target}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock"), timeout=LOCK_SECONDS):
+        lock = target.with_name(f".{target.name}.lock")
+        # Other users of the machine may lock the file too, where they share the folder.
+        with FileLock(lock, timeout=LOCK_SECONDS, mode=0o666):
             if not target.exists():
                 _fetch(url, md5, target)
     except Timeout as error:

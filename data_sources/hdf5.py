@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,169 +10,156 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sources.disk_images import fits_in_memory, mapped_images
-from data_sources.raw import MAX_ARRAY_BYTES, RawSplit, RawSplits, check_memory, describe_os_error
+from data_sources.hdf5_file import array_names, check_written, get_array, opened, unreadable
+from data_sources.image_arrays import Shape, image_shape, may_hold_images
+from data_sources.raw import RawSplit, RawSplits, check_memory
 from data_sources.resizing import resize
+from data_sources.sources import ArraySources
 from errors import UserError
 
 BLOCK_BYTES = 32 * 2**20  # read and resized at a time, through a float32 copy
-MAX_IMAGE_BYTES = 2**28  # of one image as it is stored
 # Read at a time where chunks span many images: each would be decompressed for every block of it.
 LARGEST_BLOCK_BYTES = 512 * 2**20
 SPLITS = {"train": "train", "val": "valid", "test": "test"}
 
 
-def load(name: str, data_dir: Path, image_size: int) -> RawSplits:
+def load(name: str, data_dir: Path, image_size: int, caches: Sequence[Path]) -> RawSplits:
     """Images `x` [N, H, W] or [N, H, W, C] uint8 and labels `y`, resized to `image_size`.
 
-    Each split is read in blocks, so that what is held is the resized images, not the file; and
-    where those are too many for memory (`disk_images.fits_in_memory`), they are held in a file in
-    `data_dir/.cache`. Classes are named by their numbers, as the files hold no names.
+    Each split is read in blocks, so that memory holds the resized images and not the file. Where
+    those are too many for memory (`disk_images.fits_in_memory`), they lie in a file in one of the
+    folders `caches`.
+    Classes are named by their numbers, as the files hold no names. The label -1 is no class.
+
+    Raises:
+        UserError: h5py is missing, or a file is missing, damaged or refused.
     """
     try:
         import h5py  # noqa: F401
     except ImportError as error:
         raise UserError(f"hdf5:{name} needs the package h5py; pip install h5py") from error
     paths = {split: data_dir / f"{name}_{word}_x.h5" for split, word in SPLITS.items()}
+    counts = {split: _count(path) for split, path in paths.items()}
     in_memory = fits_in_memory(sum(_image_bytes(path, image_size) for path in paths.values()))
     splits = {}
     for split, path in paths.items():
         labels_path = data_dir / f"{name}_{SPLITS[split]}_y.h5"
-        cache = data_dir / ".cache" / f"{path.stem}_{image_size}"
         splits[split] = RawSplit(
-            images=_load_images(path, image_size, None if in_memory else cache),
-            labels=_load_labels(labels_path),
+            # Labels first: they are read in no time, and tell whether the images are worth it.
+            labels=_load_labels(labels_path, counts[split]),
+            images=_load_images(path, image_size, () if in_memory else caches),
             images_from=f"{path}: x",
             labels_from=f"{labels_path}: y",
+            sources=ArraySources(f"{path.name}:x", range(counts[split])),
         )
     labels = np.concatenate([split.labels.reshape(-1) for split in splits.values()])
-    class_names = tuple(str(label) for label in np.unique(labels))
+    class_names = tuple(str(label) for label in np.unique(labels) if label >= 0)
     return RawSplits(name, class_names, splits["train"], splits["val"], splits["test"])
 
 
-def read_images(path: Path, image_size: int) -> dict[str, tuple[str, NDArray[np.uint8]]]:
-    """Every array of images at the top of the file: its size, as in "96x96", and its images.
+def image_blocks(path: Path, image_size: int) -> Iterator[tuple[str, int, str, NDArray[np.uint8]]]:
+    """All images of the arrays at the top of the file, a block at a time.
 
-    By the array's name. Images uint8 [N, image_size, image_size, C] are resized block by block;
-    anything that is not uint8 [N, H, W] or [N, H, W, C] is passed over.
+    Yields the array's name, the position of the block's first image in it, the images' own size (as
+    in "96x96"), and the images, uint8 [b, image_size, image_size, C].
+
+    Raises:
+        UserError: the file is damaged, refused or without images.
     """
-    with _opened(path) as file:
-        arrays = {}
-        for key, dataset in file.items():
-            if getattr(dataset, "dtype", None) == np.uint8 and dataset.ndim in (3, 4):
-                size = f"{dataset.shape[2]}x{dataset.shape[1]}"
-                arrays[key] = (size, _read_images(dataset, image_size, f"{path}: {key}"))
-        return arrays
+    with opened(path) as file:
+        found = []
+        any_images = False
+        for name in array_names(file):
+            dataset = get_array(file, path, name)
+            found.append(f"{name}: {dataset.dtype} {dataset.shape}")
+            if not may_hold_images(name, dataset.shape):
+                continue
+            any_images = True
+            shape = _checked_shape(dataset, f"{path}: {name}")
+            start = 0
+            for block in _blocks(dataset, shape, image_size):
+                yield name, start, f"{shape[2]}x{shape[1]}", block
+                start += len(block)
+        if not any_images:
+            raise UserError(
+                f"{path}: no images (found: {', '.join(found) or 'nothing'}); give arrays of uint8 "
+                "[N, H, W] or [N, H, W, C]"
+            )
+
+
+def _count(path: Path) -> int:
+    with opened(path) as file:
+        return _checked_shape(get_array(file, path, "x"), f"{path}: x")[0]
 
 
 def _image_bytes(path: Path, size: int) -> int:
     """What the images in the file take, once resized to `size`."""
-    with _opened(path) as file:
-        count, *_, channels = _resized_shape(_dataset(file, path, "x"), size, f"{path}: x")
+    with opened(path) as file:
+        count, _, _, channels = _checked_shape(get_array(file, path, "x"), f"{path}: x")
         return count * size * size * channels
 
 
-def _load_images(path: Path, size: int, cache: Path | None) -> NDArray[np.uint8]:
-    """uint8 [N, size, size, C]: in memory, or mapped from a file named after `cache`."""
-    with _opened(path) as file:
-        dataset = _dataset(file, path, "x")
-        if cache is None:
-            return _read_images(dataset, size, f"{path}: x")
-        shape = _resized_shape(dataset, size, f"{path}: x")
+def _load_images(path: Path, size: int, caches: Sequence[Path]) -> NDArray[np.uint8]:
+    """uint8 [N, size, size, C]: mapped from a file in one of `caches`; in memory without any."""
+    with opened(path) as file:
+        dataset = get_array(file, path, "x")
+        shape = _checked_shape(dataset, f"{path}: x")
+        resized = (shape[0], size, size, shape[3])
+        if not caches:
+            return _read_images(dataset, shape, size, f"{path}: x")
 
         def blocks() -> Iterator[NDArray[np.uint8]]:
             try:
-                yield from _blocks(dataset, size)
-            except OSError as error:  # of reading, not of writing, which the caller looks after
-                raise _unreadable(path, error) from error
+                yield from _blocks(dataset, shape, size)
+            except OSError as error:  # of reading; the caller handles those of writing
+                raise unreadable(path, error) from error
 
-        return mapped_images(cache, path, shape, blocks)
-
-
-def _load_labels(path: Path) -> NDArray[np.generic]:
-    with _opened(path) as file:
-        return _read_labels(_dataset(file, path, "y"), f"{path}: y")
+        return mapped_images(caches, f"{path.stem}_{size}", path, resized, blocks)
 
 
-def _dataset(file: Any, path: Path, key: str) -> Any:
-    import h5py
-
-    dataset = file.get(key)
-    if not isinstance(dataset, h5py.Dataset):
-        found = ", ".join(map(repr, file)) or "nothing"
-        raise UserError(f"{path}: no data set {key!r} (found: {found}); rename yours")
-    if file.get(key, getlink=True, getclass=True) is h5py.ExternalLink or dataset.external:
-        raise UserError(f"{path}: {key}: its values lie in another file; copy them into this one")
-    return dataset
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """The open h5py.File; whatever goes wrong with it becomes a UserError."""
-    import h5py
-
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except UserError:
-        raise
-    # h5py raises OSError for most damage, and KeyError, RuntimeError, ValueError for the rest.
-    except Exception as error:
-        raise _unreadable(path, error) from error
+def _load_labels(path: Path, count: int) -> NDArray[np.generic]:
+    """One label for each of `count` images."""
+    with opened(path) as file:
+        dataset, where = get_array(file, path, "y"), f"{path}: y"
+        if dataset.dtype.kind not in "iu" or dataset.size != count:
+            raise UserError(
+                f"{where}: {dataset.dtype} of shape {dataset.shape} for {count} images; give one "
+                "whole number per image"
+            )
+        check_written(dataset, where)
+        return np.asarray(dataset[()])
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    if isinstance(error, OSError) and error.errno:
-        reason = describe_os_error(error)
-    else:
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
-    return UserError(f"{path}: cannot be read ({reason}); put a whole file there")
+def _checked_shape(dataset: Any, where: str) -> Shape:
+    """[N, H, W, C] of an array of images that are all there."""
+    shape = image_shape(dataset.shape or (), dataset.dtype, where)
+    check_written(dataset, where)
+    return shape
 
 
-def _read_labels(dataset: Any, where: str) -> NDArray[np.generic]:
-    too_many = dataset.size * dataset.dtype.itemsize > MAX_ARRAY_BYTES
-    if too_many or dataset.dtype.kind not in "iu":
-        raise UserError(
-            f"{where}: {dataset.dtype} of shape {dataset.shape}; give one whole number per image"
-        )
-    return np.asarray(dataset[()])
-
-
-def _read_images(dataset: Any, size: int, where: str) -> NDArray[np.uint8]:
-    shape = _resized_shape(dataset, size, where)
+def _read_images(dataset: Any, shape: Shape, size: int, where: str) -> NDArray[np.uint8]:
     check_memory(where, shape[0], size, shape[3])
-    images = np.empty(shape, dtype=np.uint8)
+    images = np.empty((shape[0], size, size, shape[3]), dtype=np.uint8)
     start = 0
-    for block in _blocks(dataset, size):
+    for block in _blocks(dataset, shape, size):
         images[start : start + len(block)] = block
         start += len(block)
     return images
 
 
-def _resized_shape(dataset: Any, size: int, where: str) -> tuple[int, int, int, int]:
-    """[N, size, size, C]; UserError where the data set does not hold images."""
-    if dataset.dtype != np.uint8 or dataset.ndim not in (3, 4) or 0 in dataset.shape:
-        raise UserError(
-            f"{where}: {dataset.dtype} of shape {dataset.shape}; "
-            "give images as uint8 [N, H, W] or [N, H, W, C]"
-        )
-    if dataset.size // dataset.shape[0] > MAX_IMAGE_BYTES:
-        raise UserError(
-            f"{where}: one image of {dataset.shape[2]}x{dataset.shape[1]} pixels; "
-            "cut it into smaller ones"
-        )
-    return dataset.shape[0], size, size, (*dataset.shape, 1)[3]
-
-
-def _blocks(dataset: Any, size: int) -> Iterator[NDArray[np.uint8]]:
-    """All images, resized, uint8 [b, size, size, C]; read in whole chunks, if they allow it."""
-    count, channels = dataset.shape[0], (*dataset.shape, 1)[3]
-    image_bytes = dataset.size // count
+def _blocks(dataset: Any, shape: Shape, size: int) -> Iterator[NDArray[np.uint8]]:
+    """All images, resized, uint8 [b, size, size, C]; read in whole chunks where possible."""
+    count, *image = shape
+    image_bytes = int(np.prod(image))
     step = max(1, BLOCK_BYTES // image_bytes)
+    if len(dataset.shape) == 3 and count == 1:  # one image of which the first axis is its height
+        yield resize(dataset[()].reshape(shape), size)
+        return
     rows = step
     if dataset.chunks:
         chunk = dataset.chunks[0]
         rows = min(max(step // chunk, 1) * chunk, max(1, LARGEST_BLOCK_BYTES // image_bytes))
     for start in range(0, count, rows):
-        block = dataset[start : start + rows].reshape(-1, *dataset.shape[1:3], channels)
+        block = dataset[start : start + rows].reshape(-1, *image)
         for first in range(0, len(block), step):
             yield resize(block[first : first + step], size)

@@ -1,9 +1,15 @@
-"""Decoded images kept on disk, so that tens of thousands of small files are read only once."""
+"""Decoded images kept on disk, so that tens of thousands of small files are decoded only once.
+
+Also: the folders in which this cache and that of `disk_images` lie.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +22,37 @@ from errors import UserError
 
 logger = logging.getLogger(__name__)
 
-Images = NDArray[np.uint8]
+# Images, and one line for each thing that a user should know about their decoding.
+Built = tuple[NDArray[np.uint8], list[str]]
 
 
-def cached_images(cache: Path, key: str, build: Callable[[], Images]) -> Images:
-    """The images in the .npz file `cache` if it was written under `key`, else those of `build()`.
+def cache_folders(data_dir: Path, read_only: bool) -> tuple[Path, ...]:
+    """Where images of the data sets in `data_dir` may be cached; new caches go into the first.
 
-    One process builds while others wait. Where the cache cannot be written, one warning is
-    logged and every process builds for itself.
+    That is `data_dir/.cache`, which all users of the data share. With `read_only`, nothing is
+    written into `data_dir`: new caches go into a folder of the user's own.
     """
-    images = _read(cache, key)
-    if images is not None:
-        return images
+    shared = data_dir / ".cache"
+    if not read_only:
+        return (shared,)
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name = hashlib.sha256(os.fsencode(os.path.realpath(data_dir))).hexdigest()[:16]
+    return home / "active_learning_images" / name, shared
+
+
+def cached_images(
+    folders: Sequence[Path], name: str, key: str, build: Callable[[], Built]
+) -> Built:
+    """What a file `name` in one of `folders` holds under `key`, else what `build()` gives.
+
+    What is built is written into the first folder. One process builds while others wait. Where it
+    cannot be written, one warning is logged and every process builds for itself.
+    """
+    for folder in folders:
+        built = _read(folder / name, key)
+        if built is not None:
+            return built
+    cache = folders[0] / name
     lock = FileLock(cache.with_name(f".{cache.name}.lock"))
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -36,42 +61,49 @@ def cached_images(cache: Path, key: str, build: Callable[[], Images]) -> Images:
         _warn(cache, error)
         return build()
     try:
-        images = _read(cache, key)
-        if images is None:
-            images = build()
-            _write(cache, key, images)
-        return images
+        built = _read(cache, key)
+        if built is None:
+            built = build()
+            _write(cache, key, built)
+        return built
     finally:
         lock.release()
 
 
-def _read(cache: Path, key: str) -> Images | None:
-    """The cached images, or None if there are none, of this key, in one piece."""
+def _read(cache: Path, key: str) -> Built | None:
+    """What is cached, or None where there is no whole cache of this key."""
     try:
         if not cache.exists():
             return None
         stored = read_npz(cache, ["key"], "it is made again")["key"]
         if stored.tobytes() != key.encode():
             return None
-        return read_npz(cache, ["images"], "it is made again")["images"].astype(
-            np.uint8, casting="no", copy=False
-        )
-    except (UserError, OSError, TypeError) as error:
+        arrays = read_npz(cache, ["images", "facts"], "it is made again")
+        facts = json.loads(arrays["facts"].tobytes())
+        return arrays["images"].astype(np.uint8, casting="no", copy=False), facts
+    except (UserError, OSError, TypeError, ValueError) as error:
         logger.warning("cache ignored: %s", error)
         return None
 
 
-def _write(cache: Path, key: str, images: Images) -> None:
+def _write(cache: Path, key: str, built: Built) -> None:
     partial = cache.with_name(f".{cache.name}.part")
+    images, facts = built
     try:
         try:
             with partial.open("wb") as file:
-                np.savez(file, key=np.frombuffer(key.encode(), dtype=np.uint8), images=images)
+                np.savez(
+                    file, key=_as_bytes(key), facts=_as_bytes(json.dumps(facts)), images=images
+                )
             partial.replace(cache)
         finally:
             partial.unlink(missing_ok=True)
     except OSError as error:
         _warn(cache, error)
+
+
+def _as_bytes(text: str) -> NDArray[np.uint8]:
+    return np.frombuffer(text.encode(), dtype=np.uint8)
 
 
 def _warn(cache: Path, error: OSError | NotImplementedError) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_sources.download import download_once
+from data_sources.medmnist_table import medmnist_sets
 from data_sources.npz import read_npz
 from data_sources.raw import RawSplit, RawSplits, describe_os_error
+from data_sources.sources import ArraySources
 from errors import UserError
 
 FILE_SUFFIX = {28: "", 64: "_64"}
@@ -42,31 +44,29 @@ def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplit
             labels=arrays[f"{split}_labels"],
             images_from=f"{path}: {split}_images",
             labels_from=f"{path}: {split}_labels",
+            sources=ArraySources(
+                f"{path.name}:{split}_images", range(len(arrays[f"{split}_images"]))
+            ),
         )
         for split in SPLITS
     }
     names = info["label"]
     class_names = tuple(names[str(label)] for label in range(len(names)))
-    return RawSplits(flag, class_names, channels=info["n_channels"], **splits)
+    train, val, test = (splits[split] for split in SPLITS)
+    return RawSplits(flag, class_names, train, val, test, info["n_channels"])
 
 
 def _info(flag: str) -> dict[str, Any]:
     """medmnist's entry for `flag`, refused where images or labels are of another kind."""
-    # Imported here: it pulls in pandas and scikit-image, which other sources do without.
-    try:
-        from medmnist import INFO
-    except ImportError as error:
-        raise UserError(f"{flag}: needs the package medmnist; pip install medmnist") from error
-
+    sets = medmnist_sets()
     usable = sorted(
         name
-        for name, info in INFO.items()
+        for name, info in sets.items()
         if not name.endswith("3d") and "multi-label" not in info["task"]
     )
     if flag in usable:
-        info: dict[str, Any] = INFO[flag]
-        return info
-    if flag in INFO:
+        return sets[flag]
+    if flag in sets:
         kind = "three-dimensional" if flag.endswith("3d") else "multi-label"
         raise UserError(
             f"dataset: {flag} is {kind}, this package classifies 2-D images with one label each; "

@@ -12,12 +12,9 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from data_sources.raw import MAX_ARRAY_BYTES, describe_os_error
+from data_sources.folder_tree import is_litter
+from data_sources.raw import MAX_ARRAY_BYTES, describe_os_error, is_bomb
 from errors import UserError
-
-# Images that anyone has looked at never shrink to so little; what does is made to fill memory.
-BOMB_RATIO = 400
-BOMB_BYTES = 2**28  # below which it does no harm
 
 
 def read_npz(path: Path, keys: Iterable[str] | None, remedy: str) -> dict[str, NDArray[np.generic]]:
@@ -44,7 +41,11 @@ def _read_archive(
     with archive:
         members = set(archive.namelist())
         if keys is None:
-            keys = sorted(name[:-4] for name in members if name.endswith(".npy"))
+            keys = sorted(
+                name[:-4]
+                for name in members
+                if name.endswith(".npy") and not any(map(is_litter, name.split("/")))
+            )
         missing = [key for key in keys if f"{key}.npy" not in members]
         if missing:
             found = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])
@@ -83,7 +84,7 @@ def _read_member(
     claimed = math.prod(shape) * dtype.itemsize
     if claimed > limit:
         raise ValueError(f"claims {claimed:.3g} bytes (limit {MAX_ARRAY_BYTES:.3g} in all)")
-    if claimed > BOMB_BYTES and claimed > BOMB_RATIO * member.compress_size:
+    if is_bomb(claimed, member.compress_size):
         raise ValueError(f"is {claimed} bytes packed into {member.compress_size}, a zip bomb")
     if claimed != member.file_size - header_bytes:
         raise ValueError(f"claims shape {shape} but has {member.file_size - header_bytes} bytes")

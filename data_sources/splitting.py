@@ -1,4 +1,8 @@
-"""Stratified train/val/test splits for sources that bring none, with duplicates kept together."""
+"""Train, validation and test splits for sources that bring none.
+
+Classes are spread evenly over the splits. Images that belong together (equal pixels, one patient)
+stay together.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from numpy.typing import NDArray
 from errors import UserError
 
 Indices = NDArray[np.int64]
+TRAIN, VALIDATION, TEST = range(3)
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class SplitRequest:
         if self.seed < 0:
             raise UserError(f"split_seed: {self.seed} is negative; use 0 or more")
 
+    def fractions(self) -> NDArray[np.float64]:
+        """The shares of train, validation and test: float64 [3]."""
+        held_out = (self.validation_fraction, self.test_fraction)
+        return np.array([1 - sum(held_out), *held_out])
+
 
 def duplicate_groups(images: NDArray[np.uint8]) -> Indices:
     """For each of the N images, the index of the first image with the same bytes: int64 [N]."""
@@ -48,6 +58,28 @@ def duplicate_groups(images: NDArray[np.uint8]) -> Indices:
     )
 
 
+def joined_groups(*groupings: Indices) -> Indices:
+    """The finest grouping that keeps together what any of `groupings`, each int64 [N], does.
+
+    Returns, for each of the N images, the index of the first image of its group: int64 [N].
+    """
+    count = len(groupings[0])
+    parent = np.arange(count)
+
+    def root(index: int) -> int:
+        while parent[index] != index:
+            parent[index] = parent[parent[index]]
+            index = int(parent[index])
+        return index
+
+    for groups in groupings:
+        first: dict[int, int] = {}
+        for index, group in enumerate(groups.tolist()):
+            one, other = root(index), root(first.setdefault(group, index))
+            parent[max(one, other)] = min(one, other)
+    return np.array([root(index) for index in range(count)], dtype=np.int64)
+
+
 def stratified_split(
     labels: NDArray[np.int64],
     groups: NDArray[np.int64],
@@ -57,35 +89,73 @@ def stratified_split(
     """Indices of the train, validation and test images, each sorted: three int64 arrays.
 
     Images of one group (labelled alike or not) always share a split; a group counts towards the
-    class of its first image. Every class reaches every split. Raises UserError for a class with
-    too few distinct images for that.
+    class of its first image. Images without a label (-1) are split as a class of their own. A class
+    of three groups or more reaches every split; one of two reaches train and validation, and one of
+    a single group only train.
     """
     _, first, group_of, sizes = np.unique(
         groups, return_index=True, return_inverse=True, return_counts=True
     )
     group_labels = labels[first]
     rng = np.random.default_rng(request.seed)
-    split_of_group = np.zeros(len(sizes), dtype=np.int64)  # 0 train, 1 validation, 2 test
-    for label, name in enumerate(class_names):
+    split_of_group = np.full(len(sizes), TRAIN, dtype=np.int64)
+    for label in (*range(len(class_names)), -1):
         members = np.flatnonzero(group_labels == label)
-        if len(members) < 3:
-            raise UserError(
-                f"class {name!r}: {len(members)} distinct images, at least 3 are needed (one each "
-                "for train, validation and test); add images or remove the class"
-            )
+        if len(members) < 2:
+            continue
         members = rng.permutation(members)
         # Two groups are kept back from validation and one from test, so that none stays empty.
         total = sizes[members].sum()
-        val = _take(sizes[members], total * request.validation_fraction, len(members) - 2)
+        most = max(1, len(members) - 2)
+        val = _count_nearest(sizes[members], total * request.validation_fraction, most)
         rest = members[val:]
-        test = _take(sizes[rest], total * request.test_fraction, len(rest) - 1)
-        split_of_group[members[:val]] = 1
-        split_of_group[rest[:test]] = 2
-    split = split_of_group[group_of.reshape(-1)]  # numpy 2.0 gave the inverse another shape
-    return np.flatnonzero(split == 0), np.flatnonzero(split == 1), np.flatnonzero(split == 2)
+        split_of_group[members[:val]] = VALIDATION
+        if len(rest) > 1:
+            test = _count_nearest(sizes[rest], total * request.test_fraction, len(rest) - 1)
+            split_of_group[rest[:test]] = TEST
+    return _by_split(split_of_group[group_of.reshape(-1)])  # numpy 2.0 gave it another shape
 
 
-def _take(sizes: NDArray[np.int64], wanted: float, most: int) -> int:
+def grouped_split(
+    labels: NDArray[np.int64], groups: NDArray[np.int64], request: SplitRequest
+) -> tuple[Indices, Indices, Indices]:
+    """The same for groups that may hold images of several classes, such as a patient's.
+
+    The groups are taken in order of their size, the largest first and equal ones in random order.
+    Each goes to the split that is then nearest to its share of every class. Splits that would stay
+    empty get the smallest groups.
+    """
+    _, group_of = np.unique(groups, return_inverse=True)
+    group_of = group_of.reshape(-1)
+    classes, label_of = np.unique(labels, return_inverse=True)
+    counts = np.zeros((group_of.max() + 1, len(classes)))
+    np.add.at(counts, (group_of, label_of.reshape(-1)), 1)
+    rng = np.random.default_rng(request.seed)
+    order = rng.permutation(len(counts))
+    order = order[np.argsort(-counts[order].sum(1), kind="stable")]
+    # Of each class, as shares, so that a rare class weighs as much as a frequent one.
+    shares = counts / counts.sum(0)
+    left = np.repeat(request.fractions()[:, None], len(classes), 1)
+    split_of_group = np.full(len(counts), TRAIN, dtype=np.int64)
+    groups_in = [0, 0, 0]
+    for position, group in enumerate(order.tolist()):
+        empty = [split for split in range(3) if not groups_in[split]]
+        if len(order) - position <= len(empty):
+            split = empty[0]
+        else:
+            split = int(np.argmax(left[:, shares[group] > 0].sum(1)))
+        split_of_group[group] = split
+        groups_in[split] += 1
+        left[split] -= shares[group]
+    return _by_split(split_of_group[group_of])
+
+
+def _by_split(split: NDArray[np.int64]) -> tuple[Indices, Indices, Indices]:
+    train, val, test = (np.flatnonzero(split == number) for number in (TRAIN, VALIDATION, TEST))
+    return train, val, test
+
+
+def _count_nearest(sizes: NDArray[np.int64], wanted: float, most: int) -> int:
     """How many groups from the front hold nearest to `wanted` images: between 1 and `most`."""
     count = int(np.argmin(np.abs(np.cumsum(sizes) - wanted))) + 1
     return min(count, most)

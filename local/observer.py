@@ -16,8 +16,8 @@ from active_learning import ActiveLearner, Evaluation, Observer
 from data import ImageStore, Splits
 from reporting.files import write_atomically
 from reporting.metric_groups import training_metrics
-from reporting.progress import StepsBar
 from reporting.reporter import Reporter
+from reporting.run_progress import StepsBar
 from run_folder.names import BACKBONE, TENSORBOARD, UNFINISHED_BACKBONE
 from run_folder.tables import MetricsTable
 from run_folder.writer import RunFolder
@@ -25,6 +25,7 @@ from training.backbone_file import backbone_bytes
 from training.oracle import Proposal, SimulatedOracle
 from training.ranks import Ranks
 from training.stopping import StopReason
+from training.threads import choose_threads
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -143,6 +144,7 @@ class LocalObserver(Observer):
     def evaluated(self, evaluation: Evaluation) -> None:
         """Report the round, write a checkpoint, and note the end of the run if this is it."""
         self._bar.close()
+        choose_threads()  # other runs may have come or gone
         folder, learner = self._folder, self._learner
         if folder is None:
             return

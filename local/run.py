@@ -18,7 +18,7 @@ from data import Splits
 from errors import OK, UserError
 from local import process_group
 from local.observer import LocalObserver
-from reporting.progress import progress_bar
+from reporting.run_progress import progress_bar
 from reporting.start import log_start
 from run_folder.checkpoint import restore_checkpoint
 from run_folder.description import Goal, RunDescription
@@ -32,6 +32,8 @@ from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.oracle import SimulatedOracle
 from training.ranks import Ranks
+from training.search_rules import check_search
+from training.threads import choose_threads
 
 # torchrun ends all ranks when one fails. The others wait for it this long, so that a mistake that
 # all of them meet is printed once.
@@ -63,6 +65,7 @@ def run_locally(request: Request) -> int:
         UserError: a mistake of the user, before any training, or one that ends the training.
     """
     check_devices(os.environ, 0, process_group.processes_on_this_machine())
+    choose_threads()
     ranks, device = process_group.join()
     try:
         with contextlib.ExitStack() as cleanup:
@@ -93,7 +96,9 @@ def _run(
         if first:
             cleanup.enter_context(folder.locked())
     else:
-        config = drawn_config(override(load(request.config), request.settings), log=first)
+        config = override(load(request.config), request.settings)
+        check_search(config)
+        config = drawn_config(config, log=first)
         if request.data_dir is not None:
             config["hyperparameters"]["data_dir"] = str(request.data_dir)
         if request.output_dir is not None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -16,7 +19,8 @@ from .projection import principal_directions, project
 from .scores import top_k_stable
 
 PROPOSALS = 512
-MAX_ITERATIONS = 10
+MAX_ITERATIONS = 100
+GREEDY_UP_TO = 500  # clusters; more would take longer to seed than to refine
 DIRECTIONS = 256
 PROJECT_ABOVE = 1024  # below, the projection would cost as much as it saves
 
@@ -76,6 +80,40 @@ def sample_by_distance(
     return torch.cat(picked)
 
 
+def greedy_seeds(points: Points, k: int, generator: torch.Generator, weights: Tensor) -> Tensor:
+    """Greedy k-means++ seeding: positions (int64 [k], distinct), better seeds at a higher price.
+
+    For each centre, 2 + log k candidates are drawn as `sample_by_distance` draws one, and the
+    candidate that leaves the least weighted sum of squared distances is kept (Arthur &
+    Vassilvitskii 2007, section 5). weights: float32 [n]. k must be at least 1 and at most n.
+
+    Time O(n k D log k) multiply-adds; one pass over the points per centre.
+    """
+    trials = 2 + int(math.log(k))
+    first = _draw(weights if bool(weights.any()) else weights + 1, 1, generator)
+    nearest = torch.full_like(weights, torch.inf, dtype=points.centre.dtype)
+    lower_to(points, first, nearest)
+    picked = [first]
+    while len(picked) < k:
+        mass = nearest * weights
+        if not bool(mass.any()):
+            others = torch.ones_like(weights, dtype=torch.bool)
+            others[torch.cat(picked)] = False
+            picked.append(torch.nonzero(others)[: k - len(picked), 0])
+            break
+        drawn = _draw(mass, trials, generator)
+        block = points.block(drawn)
+        closer = torch.cat(
+            [squared_distances(points.block(rows), block) for rows in points.slices(trials)]
+        )
+        closer = torch.minimum(closer, nearest[:, None])
+        best = (weights.to(closer.dtype) @ closer).argmin(dim=0, keepdim=True)
+        nearest = closer.index_select(1, best)[:, 0]
+        nearest[drawn[best]] = 0
+        picked.append(drawn[best])
+    return torch.cat(picked)
+
+
 def lower_to(points: Points, chosen: Tensor, nearest: Tensor) -> None:
     """Lower `nearest` [n] in place to the squared distances to the points at `chosen`."""
     block = points.block(chosen)
@@ -116,37 +154,85 @@ def _accept(
     return kept
 
 
+@dataclass(frozen=True)
+class Clusters:
+    """The result of k-means.
+
+    owner: int64 [n], the cluster of each point, in 0..k-1; a cluster may be empty.
+    distance: [n], squared distance of each point to the mean of its cluster.
+    objective: the sum over points of weight * distance.
+    """
+
+    owner: Tensor
+    distance: Tensor
+    objective: float
+
+
 def k_means_clusters(
-    points: Points, k: int, generator: torch.Generator, weights: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Lloyd's algorithm from k-means++ seeds, at most `MAX_ITERATIONS` rounds.
+    points: Points,
+    k: int,
+    generator: torch.Generator,
+    weights: Tensor | None = None,
+    runs: int = 1,
+) -> Clusters:
+    """Lloyd's algorithm from k-means++ seeds; of several runs, the one of the least objective.
 
-    weights: float32 [n], not negative: what each point counts for, in seeding and in the means.
-    Returns the cluster of each point (int64 [n], in 0..k-1; a cluster may be empty) and its squared
-    distance to that cluster's mean (float32 [n]). Points must be centred on their mean and have no
-    coefficients.
+    weights: float32 [n], not negative: the weight of each point in seeding and in the means.
+    Points must have no coefficients.
 
-    Lloyd 1982; seeding as in `sample_by_distance`. Points of more than `PROJECT_ABOVE` dimensions
-    are clustered by their principal components, as Cohen et al. 2015, "Dimensionality Reduction for
-    k-Means Clustering and Low Rank Approximation", show to be nearly the same for a fraction of the
-    time. Time O(n k D) multiply-adds per round, D at most `PROJECT_ABOVE`, in matrix products;
-    memory of one block and two k x D matrices beside the points and their projection.
+    Lloyd 1982; seeding as in `greedy_seeds` up to `GREEDY_UP_TO` clusters, and as in
+    `sample_by_distance` above. A run ends when no point changes its cluster, or
+    after `MAX_ITERATIONS` rounds. Points of more than `PROJECT_ABOVE` dimensions are clustered by
+    their principal components, as Cohen et al. 2015, "Dimensionality Reduction for k-Means
+    Clustering and Low Rank Approximation", show to be nearly the same for a fraction of the time.
+
+    Time O(n k D) multiply-adds for the first round, D at most `PROJECT_ABOVE`, in matrix products.
+    A later round compares the points whose own mean has moved with all means, and the others only
+    with the means that have moved. Memory of one block and two k x D matrices beside the points and
+    their projection.
     """
     if points.embeddings.shape[1] > PROJECT_ABOVE:
         points = project(points, principal_directions(points, DIRECTIONS, generator))
-    seeds = sample_by_distance(points, k, generator, weights=weights)
-    centres = points.block(seeds).factors[0]
-    owner = _assign(points, centres)
+    results = (_one_run(points, k, generator, weights) for _ in range(runs))
+    return min(results, key=lambda clusters: clusters.objective)
+
+
+def _seeds(points: Points, k: int, generator: torch.Generator, weights: Tensor | None) -> Tensor:
+    if k == 0 or k > GREEDY_UP_TO:
+        return sample_by_distance(points, k, generator, weights=weights)
+    ones = torch.ones_like(points.squared_norms)
+    return greedy_seeds(points, k, generator, ones if weights is None else weights)
+
+
+def _one_run(
+    points: Points, k: int, generator: torch.Generator, weights: Tensor | None
+) -> Clusters:
+    centres = points.block(_seeds(points, k, generator, weights)).factors[0]
+    everything = torch.arange(len(points), device=centres.device)
+    owner, score = _nearest_centre(points, everything, centres)
     for _ in range(MAX_ITERATIONS):
-        centres = _means(points, owner, centres, weights)
-        previous, owner = owner, _assign(points, centres)
-        if bool((owner == previous).all()):
+        before = owner.clone()
+        previous, centres = centres, _means(points, owner, centres, weights)
+        moved = (centres != previous).any(dim=1)
+        own_moved = moved[owner]
+        stale = everything[own_moved]
+        owner[stale], score[stale] = _nearest_centre(points, stale, centres)
+        moved_centres = torch.nonzero(moved)[:, 0]
+        if len(moved_centres):
+            # The others' own centre is where it was, so only a moved one can now be nearer.
+            settled = everything[~own_moved]
+            rival, rival_score = _nearest_centre(points, settled, centres[moved_centres])
+            nearer = rival_score > score[settled]
+            owner[settled[nearer]] = moved_centres[rival[nearer]]
+            score[settled[nearer]] = rival_score[nearer]
+        if bool((owner == before).all()):
             break
     distance = torch.empty_like(points.squared_norms)
     for rows in points.slices(points.embeddings.shape[1]):
         offset = points.block(rows).factors[0] - centres[owner[rows]]
         distance[rows] = offset.square().sum(dim=1)
-    return owner, distance
+    cost = distance if weights is None else weights * distance
+    return Clusters(owner, distance, float(cost.sum(dtype=torch.float64)))
 
 
 def nearest_to_means(owner: Tensor, distance: Tensor, k: int) -> Tensor:
@@ -180,15 +266,20 @@ def rank_within(groups: Tensor, values: Tensor, count: int) -> Tensor:
     return ranks
 
 
-def _assign(points: Points, centres: Tensor) -> Tensor:
-    """The nearest of `centres` (float32 [k, D]) for each point: int64 [n]."""
+def _nearest_centre(points: Points, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
+    """The nearest of `centres` [k, D] for each point at `rows` (int64 [m]), and its score [m].
+
+    The score is x . c - |c|^2 / 2, which is the larger the nearer the centre c is to the point x.
+    """
     norms = centres.square().sum(dim=1)
     block = Block((centres,), norms)
-    owner = [
-        inner_products(points.block(rows), block).sub_(norms / 2).argmax(dim=1)
-        for rows in points.slices(len(centres))
-    ]
-    return torch.cat(owner)
+    owner, score = torch.empty_like(rows), torch.empty_like(norms[:1]).expand(len(rows)).clone()
+    step = points.rows_per_block(len(centres))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        products = inner_products(points.block(rows[part]), block).sub_(norms / 2)
+        score[part], owner[part] = products.max(dim=1)
+    return owner, score
 
 
 def _means(points: Points, owner: Tensor, centres: Tensor, weights: Tensor | None) -> Tensor:
@@ -201,4 +292,6 @@ def _means(points: Points, owner: Tensor, centres: Tensor, weights: Tensor | Non
         share = members.new_ones(len(members)) if weights is None else weights[rows].double()
         sums.index_add_(0, owner[rows], members * share[:, None])
         mass.index_add_(0, owner[rows], share)
-    return torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], centres).float()
+    return torch.where(mass[:, None] > 0, sums / mass.clamp_min(1e-300)[:, None], centres).to(
+        centres.dtype
+    )

@@ -1,8 +1,9 @@
 """Squared Euclidean distances between many points, in blocks of bounded memory.
 
-Everything is float32 arithmetic on squared distances |a|^2 + |b|^2 - 2 a.b, so that the work is
-matrix products. Points are shifted to their mean first: the identity loses digits where the
-points lie far from the origin compared with their spread.
+Distances are computed as |a|^2 + |b|^2 - 2 a.b, so that the work is matrix products. This identity
+loses digits where the points lie far from the origin compared with their distances. Two measures
+keep the digits: points are read relative to a centre, and `Points.of` uses float64 where float32
+is not enough.
 """
 
 from __future__ import annotations
@@ -14,16 +15,19 @@ from functools import reduce
 import torch
 from torch import Tensor
 
-# Elements a temporary may hold: 4 MB in float32. Small enough for the cache and for the allocator
-# to reuse (64 MB took twice as long on a CPU, in page faults), large enough for fast products.
+# Elements of a temporary: 4 MB in float32. This is small enough for the cache and for the allocator
+# to reuse (64 MB takes twice as long on a CPU, in page faults), and large enough for fast products.
 BLOCK_ELEMENTS = 2**20
+CENTRE_ELEMENTS = 2**22  # of the sample whose median is the centre
+PRECISION_SAMPLE = 256  # points on which the precision is decided
+LARGEST_ERROR = 1e-3  # relative, of the squared distance between neighbours
 
 
 @dataclass(frozen=True)
 class Block:
-    """A few points in float32. A point is the outer product of its row in each factor.
+    """A few points. A point is the outer product of its row in each factor.
 
-    factors: each float32 [b, d_i]; squared_norms: float32 [b].
+    factors: each [b, d_i]; squared_norms: [b]. All have the dtype of the `Points` they are from.
     """
 
     factors: tuple[Tensor, ...]
@@ -32,12 +36,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Points:
-    """n points of which only a block at a time is held in float32.
+    """n points, of which one block at a time is converted to the dtype of the arithmetic.
 
-    embeddings: float or uint8 [n, D], read as `embeddings - centre`; centre: float32 [D].
-    coefficients: None, or float32 [n, C]: point i is then the outer product
+    embeddings: float or uint8 [n, D], read as `embeddings - centre`.
+    centre: float32 or float64 [D]. Its dtype is the dtype of all arithmetic with these points.
+    coefficients: None, or float32 [n, C]. Point i is then the outer product
     coefficients[i] x (embeddings[i] - centre) of C * D numbers, which is never formed.
-    squared_norms: float32 [n].
+    squared_norms: [n], in the dtype of the centre.
     """
 
     embeddings: Tensor
@@ -49,33 +54,40 @@ class Points:
     def of(
         embeddings: Tensor, centre: Tensor | None = None, coefficients: Tensor | None = None
     ) -> Points:
-        """Points with their norms, one pass over the data.
+        """Points with their norms, in float64 where float32 would spoil the distances.
 
-        The centre defaults to the mean; with coefficients it must be given, because there a shift
-        changes the distances. ValueError where an embedding or coefficient is not finite.
+        Float64 is chosen where, for a tenth of a sample or more, the rounding error of a squared
+        distance in float32 exceeds `LARGEST_ERROR` of the squared distance to the nearest
+        neighbour. This is so for tight clusters that lie far apart.
+
+        The centre defaults to `median`, which an outlier does not move. With coefficients it must
+        be given, because there a shift changes the distances. ValueError where an embedding or a
+        coefficient is not finite. One pass over the data.
         """
         if centre is None:
             if coefficients is not None:
                 raise ValueError("points with coefficients need an explicit centre")
-            centre = mean(embeddings)
-        bare = Points(embeddings, centre, coefficients, centre.new_zeros(len(embeddings)))
-        norms = torch.cat([bare._norms(rows) for rows in bare.slices()] or [bare.squared_norms])
-        if not bool(norms.isfinite().all()):
-            raise ValueError(
-                f"{int((~norms.isfinite()).sum())} of {len(norms)} embeddings are not finite"
-            )
-        return Points(embeddings, centre, coefficients, norms)
+            centre = median(embeddings)
+        points = _with_norms(embeddings, centre, coefficients)
+        if _float32_suffices(points):
+            return points
+        return _with_norms(embeddings, centre.double(), coefficients)
+
+    def beside(self, embeddings: Tensor) -> Points:
+        """Other points, [m, D], with the same centre and the same precision."""
+        return _with_norms(embeddings, self.centre, None)
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def block(self, where: slice | Tensor) -> Block:
-        """The points at a slice or at int64 positions, in float32."""
-        shifted = self.embeddings[where].float() - self.centre
+        """The points at a slice or at int64 positions."""
+        dtype = self.centre.dtype
+        shifted = self.embeddings[where].to(dtype) - self.centre
         norms = self.squared_norms[where]
         if self.coefficients is None:
             return Block((shifted,), norms)
-        return Block((shifted, self.coefficients[where]), norms)
+        return Block((shifted, self.coefficients[where].to(dtype)), norms)
 
     def slices(self, width: int = 0) -> Iterator[slice]:
         """Slices over all points, each of `rows_per_block(width)` rows."""
@@ -86,48 +98,81 @@ class Points:
         """Rows of a block whose D columns, and whose `width` columns of results, fit the bound."""
         return max(1, BLOCK_ELEMENTS // max(1, self.embeddings.shape[1], width))
 
-    def _norms(self, rows: slice) -> Tensor:
-        return reduce(torch.mul, (f.square().sum(dim=1) for f in self.block(rows).factors))
+
+def _with_norms(embeddings: Tensor, centre: Tensor, coefficients: Tensor | None) -> Points:
+    bare = Points(embeddings, centre, coefficients, centre.new_zeros(len(embeddings)))
+    norms = [
+        reduce(torch.mul, (f.square().sum(dim=1) for f in bare.block(rows).factors))
+        for rows in bare.slices()
+    ]
+    squared_norms = torch.cat(norms or [bare.squared_norms])
+    if not bool(squared_norms.isfinite().all()):
+        count = int((~squared_norms.isfinite()).sum())
+        raise ValueError(f"{count} of {len(squared_norms)} embeddings are not finite")
+    return Points(embeddings, centre, coefficients, squared_norms)
 
 
-def mean(embeddings: Tensor) -> Tensor:
-    """Mean row of [n, D] as float32 [D], summed in float32 whatever the dtype of the rows.
+def _float32_suffices(points: Points) -> bool:
+    """Whether float32 keeps the distances between neighbours; see `Points.of`."""
+    sample = _evenly_spaced(len(points), PRECISION_SAMPLE, points.centre.device)
+    if len(sample) < 2:
+        return True
+    factors = tuple(factor.double() for factor in points.block(sample).factors)
+    norms = reduce(torch.mul, (factor.square().sum(dim=1) for factor in factors))
+    block = Block(factors, norms)
+    between = squared_distances(block, block)
+    # Copies of a point are no neighbours: float32 gives them a distance near zero, as it should.
+    between[between <= 1e-12 * norms[:, None]] = torch.inf
+    error = 4 * torch.finfo(torch.float32).eps * norms
+    relative = error / between.amin(dim=1)
+    return bool(relative.quantile(0.9) <= LARGEST_ERROR)
 
-    A block at a time, because to sum whole numbers torch makes a float32 copy of all of them.
+
+def median(embeddings: Tensor) -> Tensor:
+    """Median of each column of [n, D], float32 [D], over a sample of evenly spaced rows.
+
+    Between two values the lower is taken. The sample has at most `CENTRE_ELEMENTS` numbers.
     """
-    total = embeddings.new_zeros(embeddings.shape[1], dtype=torch.float32)
-    for block in embeddings.split(max(1, BLOCK_ELEMENTS // max(1, embeddings.shape[1]))):
-        total += block.sum(dim=0, dtype=torch.float32)
-    return total / max(1, len(embeddings))
+    n, dimension = embeddings.shape
+    if n == 0:
+        return embeddings.new_zeros(dimension, dtype=torch.float32)
+    rows = _evenly_spaced(n, max(1, CENTRE_ELEMENTS // max(1, dimension)), embeddings.device)
+    return embeddings[rows].float().median(dim=0).values
+
+
+def _evenly_spaced(n: int, count: int, device: torch.device) -> Tensor:
+    """At most `count` of the positions 0..n-1, int64, ascending and distinct."""
+    count = min(n, count)
+    return torch.arange(count, device=device) * n // max(1, count)
 
 
 def inner_products(a: Block, b: Block) -> Tensor:
-    """Inner products, float32 [len(a), len(b)]."""
+    """Inner products, [len(a), len(b)]."""
     return reduce(torch.mul, (x @ y.T for x, y in zip(a.factors, b.factors, strict=True)))
 
 
 def squared_distances(a: Block, b: Block) -> Tensor:
-    """Squared Euclidean distances, float32 [len(a), len(b)], never negative."""
+    """Squared Euclidean distances, [len(a), len(b)], never negative."""
     doubled = inner_products(a, b).mul_(-2)
     return doubled.add_(a.squared_norms[:, None]).add_(b.squared_norms).clamp_min_(0)
 
 
 def smallest_squared_distance(a: Block, b: Block) -> Tensor:
-    """Squared distance from each point of `a` to the nearest of `b`, float32 [len(a)]."""
-    # |a|^2 is left out until one number per row remains: the product's result is read twice less.
+    """Squared distance from each point of `a` to the nearest of `b`, [len(a)]."""
+    # |a|^2 is added last, to one number per row: the large product is read twice less.
     closest = inner_products(a, b).sub_(b.squared_norms / 2).amax(dim=1)
     return (a.squared_norms - 2 * closest).clamp_min_(0)
 
 
 def nearest_squared_distance(points: Points, centres: Points) -> Tensor:
-    """Squared distance from each point to the nearest centre, float32 [n]; inf where m = 0.
+    """Squared distance from each point to the nearest centre, [n]; inf where there is no centre.
 
     O(n m D) time; memory of one block.
     """
     nearest = torch.full_like(points.squared_norms, torch.inf)
     for columns in centres.slices():
-        reached = centres.block(columns)
-        for rows in points.slices(len(reached.squared_norms)):
-            distances = smallest_squared_distance(points.block(rows), reached)
+        block = centres.block(columns)
+        for rows in points.slices(len(block.squared_norms)):
+            distances = smallest_squared_distance(points.block(rows), block)
             nearest[rows] = torch.minimum(nearest[rows], distances)
     return nearest

@@ -30,8 +30,8 @@ def badge(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     mean = required_probabilities(scores).mean(dim=0)
     embeddings = required_embeddings(scores)
     refuse_nan(mean)
-    if count in (0, len(scores.candidates)):
-        return scores.candidates[:count]
+    if count == 0:
+        return scores.candidates[:0]
     guess = torch.nn.functional.one_hot(mean.argmax(dim=-1), mean.shape[-1])
     no_shift = torch.zeros_like(embeddings[0], dtype=torch.float32)
     gradients = Points.of(embeddings, centre=no_shift, coefficients=mean - guess)

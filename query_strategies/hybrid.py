@@ -70,8 +70,8 @@ def uncertainty_diversity(
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
     kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
-    if count in (0, len(kept.candidates)):
-        return kept.candidates[:count]
+    if count == 0:
+        return kept.candidates
     points = Points.of(required_embeddings(kept))
     positions = sample_by_distance(
         points,
@@ -96,12 +96,12 @@ def weighted_k_means(
     count = pick_count(scores, k)
     uncertainty = margin_uncertainty(required_probabilities(scores))
     kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
-    if count in (0, len(kept.candidates)):
-        return kept.candidates[:count]
+    if count == 0:
+        return kept.candidates
     points = Points.of(required_embeddings(kept))
     weights = relative_weights(uncertainty)
-    owner, distance = k_means_clusters(points, count, generator, weights)
-    return kept.candidates[nearest_to_means(owner, distance, count)]
+    clusters = k_means_clusters(points, count, generator, weights)
+    return kept.candidates[nearest_to_means(clusters.owner, clusters.distance, count)]
 
 
 def cluster_margin(
@@ -119,11 +119,11 @@ def cluster_margin(
     count = pick_count(scores, k)
     uncertainty = margin_uncertainty(required_probabilities(scores))
     kept, _ = most_uncertain(scores, uncertainty, count, prefilter_factor)
-    if count in (0, len(kept.candidates)):
-        return kept.candidates[:count]
+    if count == 0:
+        return kept.candidates
     points = Points.of(required_embeddings(kept))
     clusters = math.ceil(len(points) / MEMBERS_PER_CLUSTER)
-    owner, _ = k_means_clusters(points, clusters, generator)
+    owner = k_means_clusters(points, clusters, generator).owner
     lots = torch.rand(len(points), generator=generator, device=owner.device)
     sizes = torch.bincount(owner, minlength=clusters)[owner]
     order = sizes.argsort(stable=True)
@@ -141,8 +141,8 @@ def coreset_uncertainty(scores: PoolScores, k: int, generator: torch.Generator) 
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
     refuse_nan(uncertainty)
-    if count in (0, len(scores.candidates)):
-        return scores.candidates[:count]
+    if count == 0:
+        return scores.candidates[:0]
     points = Points.of(required_embeddings(scores))
     weights = relative_weights(uncertainty).square()  # of squared distances
     nearest = distance_to_labelled(scores, points)

@@ -1,4 +1,4 @@
-"""Points seen along their principal directions only: distances at a fraction of the cost."""
+"""Points reduced to their principal directions: distances at a fraction of the cost."""
 
 from __future__ import annotations
 
@@ -12,16 +12,17 @@ ITERATIONS = 3
 
 
 def principal_directions(points: Points, count: int, generator: torch.Generator) -> Tensor:
-    """Orthonormal float32 [D, count] that spans nearly the leading principal directions.
+    """Orthonormal [D, count] that spans nearly the leading principal directions.
 
     Subspace iteration on a random `SAMPLE` of the points: Halko et al. 2011, "Finding Structure
-    with Randomness". O(SAMPLE D count). Needs D > count, and points centred on their mean.
+    with Randomness". O(SAMPLE D count). D must exceed `count`. Directions are principal about the
+    points' centre.
     """
     device = points.centre.device
     chosen = torch.randperm(len(points), generator=generator, device=device)[:SAMPLE]
     sample = points.block(chosen).factors[0]
     shape = (sample.shape[1], count)
-    basis = torch.randn(shape, generator=generator, device=device)
+    basis = torch.randn(shape, generator=generator, device=device).to(sample.dtype)
     for _ in range(ITERATIONS):
         basis = torch.linalg.qr(sample.T @ (sample @ basis)).Q
     return basis
@@ -30,11 +31,11 @@ def principal_directions(points: Points, count: int, generator: torch.Generator)
 def project(points: Points, directions: Tensor) -> Points:
     """The points by their coordinates along the directions, with the norms of the whole points.
 
-    Inner products then miss what two points have in common outside the directions, and only that:
-    distances are right for points whose remainders are orthogonal, as those of noise nearly are.
-    O(n D count) for that many directions; memory n x count float32.
+    Inner products then lack what two points have in common outside the directions, and nothing
+    else: distances are right for points whose remainders are orthogonal, as the remainders of noise
+    nearly are. O(n D count) for `count` directions; memory n x count.
     """
     parts = [points.block(rows).factors[0] @ directions for rows in points.slices()]
-    coordinates = torch.cat(parts) if parts else points.embeddings.new_zeros(0, directions.shape[1])
+    coordinates = torch.cat(parts) if parts else directions.new_zeros(0, directions.shape[1])
     origin = torch.zeros_like(directions[0])
     return Points(coordinates, origin, None, points.squared_norms)

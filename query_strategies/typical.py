@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import geometry
 from .clustering import k_means_clusters, rank_within
 from .geometry import Points, nearest_squared_distance, squared_distances
 from .scores import (
@@ -22,37 +23,39 @@ NEIGHBOURS = 20
 MAX_GRAPH = 20_000
 PURITY = 0.95
 PURITY_SAMPLE = 1024
+PURITY_RUNS = 5  # of k-means
 
 
 def typiclust(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     """The most typical candidate of each of the largest clusters that hold no label yet.
 
     Hacohen et al. 2022, "Active Learning on a Budget: Opposite Strategies Suit High and Low
-    Budgets" (TPC_RP). Candidates and labelled images together are cut by k-means into
+    Budgets" (TPC_RP). K-means divides candidates and labelled images together into
     min(m + k, `MAX_CLUSTERS`) clusters. Typicality is one over the mean distance to the
-    `NEIGHBOURS` nearest in the cluster. Clusters take turns: first those with the fewest labelled
-    or picked images, among them the larger. Those of fewer than `MIN_CLUSTER` images come last.
+    `NEIGHBOURS` nearest images of the cluster. Clusters take turns: first those with the fewest
+    labelled or picked images, among them the larger. Clusters of fewer than `MIN_CLUSTER` images
+    come last.
 
     Cost: `k_means_clusters` of n + m points and the distances inside the clusters, O(sum of squared
-    cluster sizes * D), 15 s; a copy of the embeddings, and the largest cluster in float32.
+    cluster sizes * D); a copy of the embeddings, and the largest cluster in float32.
     """
     count = pick_count(scores, k)
-    if count in (0, len(scores.candidates)):
-        return scores.candidates[:count]
+    if count == 0:
+        return scores.candidates[:0]
     embeddings = required_embeddings(scores)
     n = len(embeddings)
     if scores.labelled_embeddings is not None:
         embeddings = torch.cat([embeddings, scores.labelled_embeddings.to(embeddings.dtype)])
     points = Points.of(embeddings)
     clusters = min(len(embeddings) - n + count, MAX_CLUSTERS)
-    owner, _ = k_means_clusters(points, clusters, generator)
+    owner = k_means_clusters(points, clusters, generator).owner
     typicality = _typicality(points, owner, clusters)[:n]
 
     sizes = torch.bincount(owner, minlength=clusters)
     labelled = torch.bincount(owner[n:], minlength=clusters)
     owner = owner[:n]
     turn = labelled[owner] + rank_within(owner, typicality, clusters)
-    # Sorted by the least important key first; the sorts are stable.
+    # The least important key is sorted first; the sorts are stable.
     order = owner.argsort(stable=True)
     order = order[sizes[owner][order].argsort(descending=True, stable=True)]
     order = order[turn[order].argsort(stable=True)]
@@ -67,7 +70,7 @@ def _typicality(points: Points, owner: Tensor, clusters: int) -> Tensor:
     for members in owner.argsort(stable=True).split(sizes):
         neighbours = min(NEIGHBOURS, len(members) - 1)
         if neighbours < 1:
-            continue  # alone in its cluster: not typical of anything
+            continue  # an image alone in its cluster is typical of nothing
         cluster = points.block(members)
         for rows in members.split(points.rows_per_block(len(members))):
             distances = squared_distances(points.block(rows), cluster)
@@ -78,26 +81,29 @@ def _typicality(points: Points, owner: Tensor, clusters: int) -> Tensor:
 
 
 def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
-    """Greedily the candidates whose balls cover most of the pool not covered yet.
+    """Greedily the candidates whose balls cover most of the pool that is not covered yet.
 
-    Yehuda et al. 2022, "Active Learning Through a Covering Lens" (ProbCover). The radius is the
-    largest at which a share `PURITY` of the balls hold one pseudo-label only, by k-means with as
-    many clusters as classes: the (1 - `PURITY`) quantile of the distance to the nearest image of
-    another pseudo-label, estimated on `PURITY_SAMPLE` of them. Balls around the labelled images are
-    covered from the start. Once all is covered the other picks are random.
+    Yehuda et al. 2022, "Active Learning Through a Covering Lens" (ProbCover). As there, embeddings
+    are scaled to length 1. The radius is the largest at which a share `PURITY` of the balls hold
+    one pseudo-label only. Pseudo-labels are the clusters of k-means with as many clusters as
+    classes, the best of `PURITY_RUNS` runs. So the radius is the (1 - `PURITY`) quantile of the
+    distance to the nearest image of another pseudo-label, estimated on `PURITY_SAMPLE` images.
+    Balls around the labelled images are covered from the start. Once everything is covered, the
+    remaining picks are random.
 
-    A graph of more than `MAX_GRAPH` candidates is not built: a random part of that size stands for
-    a larger pool. Time O(n'^2 D), n' = min(n, `MAX_GRAPH`), besides the k-means of all n
-    candidates: 58 s; memory 2 n'^2 bytes and the part's embeddings (1 GB at most). One host
+    The graph has at most `MAX_GRAPH` candidates: a random part of that size stands for a larger
+    pool. Time O(n'^2 D), n' = min(n, `MAX_GRAPH`), besides the k-means of all n candidates. Memory:
+    2 n'^2 bytes, a copy of the embeddings in half precision, and the part's embeddings. One host
     synchronisation per pick.
     """
     count = pick_count(scores, k)
     probabilities = required_probabilities(scores)
     refuse_nan(probabilities)
     n = len(scores.candidates)
-    if count in (0, n):
-        return scores.candidates[:count]
-    points = Points.of(required_embeddings(scores))
+    if count == 0:
+        return scores.candidates[:0]
+    embeddings = _of_length_one(required_embeddings(scores))
+    points = Points.of(embeddings)
     shuffled = torch.randperm(n, generator=generator, device=scores.candidates.device)
     radius = _pure_radius(
         points, min(probabilities.shape[-1], n), shuffled[:PURITY_SAMPLE], generator
@@ -105,10 +111,10 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
 
     # In ascending order, so that ties go to the smaller dataset index.
     kept = shuffled[:MAX_GRAPH].sort().values
-    part = Points.of(required_embeddings(scores)[kept], points.centre)
+    part = points.beside(embeddings[kept])
     uncovered = torch.ones_like(kept, dtype=torch.bool)
     if scores.labelled_embeddings is not None:
-        labelled = Points.of(scores.labelled_embeddings, points.centre)
+        labelled = points.beside(_of_length_one(scores.labelled_embeddings))
         uncovered = nearest_squared_distance(part, labelled) >= radius
     graph = torch.empty(len(kept), len(kept), dtype=torch.bool, device=kept.device)
     gains = torch.empty_like(kept)
@@ -132,11 +138,25 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     return scores.candidates[torch.cat([cover, others])[:count]]
 
 
+def _of_length_one(embeddings: Tensor) -> Tensor:
+    """Embeddings [n, D] scaled to length 1, in their own precision, whole numbers in float16.
+
+    A row of zeros stays zero.
+    """
+    dtype = embeddings.dtype if embeddings.is_floating_point() else torch.float16
+    scaled = torch.empty(embeddings.shape, dtype=dtype, device=embeddings.device)
+    step = max(1, geometry.BLOCK_ELEMENTS // max(1, embeddings.shape[1]))
+    for start in range(0, len(embeddings), step):
+        rows = slice(start, start + step)
+        scaled[rows] = torch.nn.functional.normalize(embeddings[rows].float(), dim=1)
+    return scaled
+
+
 def _pure_radius(
     points: Points, clusters: int, sample: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Squared radius, float32 scalar, at which a share `PURITY` of the sampled balls is pure."""
-    owner, _ = k_means_clusters(points, clusters, generator)
+    """Squared radius, a scalar, at which a share `PURITY` of the sampled balls is pure."""
+    owner = k_means_clusters(points, clusters, generator, runs=PURITY_RUNS).owner
     block = points.block(sample)
     nearest = torch.full_like(block.squared_norms, torch.inf)
     for rows in points.slices(len(sample)):

@@ -1,1 +1,1 @@
-"""What a run leaves behind for people: the run folder, its tables and its pictures."""
+"""Tables, pictures and pages that tell people what a run has done."""

@@ -1,4 +1,4 @@
-"""Temperature scaling: one number that makes a network's confidence honest."""
+"""Temperature scaling: one number that calibrates a network's confidence."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """The T in [0.05, 20] for which softmax(logits / T) has the lowest cross-entropy.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", arXiv 1706.04599. The order of
-    classes, and so every prediction, stays as it is.
+    the classes, and with it every prediction, stays as it is.
 
     Args:
         logits: [N, C], of the validation split and never of the test split.
@@ -26,6 +26,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def loss(log_temperature: float) -> float:
         return F.cross_entropy(logits / math.exp(log_temperature), labels).item()
 
-    # Convex in 1 / T, so a bounded search over log T ends at the one minimum.
-    found = minimize_scalar(loss, bounds=(math.log(COLDEST), math.log(HOTTEST)), method="bounded")
-    return math.exp(found.x)
+    # The loss is convex in 1 / T, so a bounded search over log T ends at the one minimum.
+    bounds = (math.log(COLDEST), math.log(HOTTEST))
+    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)

@@ -1,28 +1,37 @@
 """Finds images that are the same, and images that are nearly the same, within and across splits.
 
-Nearly the same means: reduced to `SIDE` pixels, and each channel's mean taken off, the pixels of
-two images correlate at `threshold` or more. So a copy that was compressed anew, made brighter or
-given more contrast is found, and one that was shifted, turned or cropped is not.
+Nearly the same means: reduced to `SIDE` pixels, and each channel's mean subtracted, the pixels of
+two images correlate at `threshold` or more. This finds a copy that was compressed anew, made
+brighter or given more contrast. It does not find a copy that was shifted, turned or cropped.
+
+Every image is compared with the images of its own split and of each earlier split. It counts as a
+copy as soon as one of them is like it, so a test image with a copy in the training split is never
+missed. Of an image with many copies, as frames of one film have, `MOST_COPIES` in each split are
+listed: the work and the memory grow with the number of images, not with that of pairs.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
+
+from reporting.progress import progress
 
 SIDE = 32
 FLAT = 1.0  # grey levels: an image whose pixels deviate less from their mean is compared to none
-COMPONENTS = 48
+COMPONENTS = 96
 SAMPLE = 2048  # images that the principal components come from
-ROWS, COLUMNS = 1024, 8192  # images compared with each other at a time
+MOST_COPIES = 3  # listed of an image in each split
+ROWS, COLUMNS = 1024, 2048  # images compared with each other at a time
 BLOCK = 1024  # images, or pairs, whose pixels are held at a time
-MOST_PAIRS = 100_000
+# Wrong candidates in a block, from which on a product of all pixels is faster than pair by pair.
+# Images of mere noise, which no components describe, have so many.
+MANY_CANDIDATES = 10_000
 ROUNDING = 1e-5  # that float32 makes in a product of two features
 
 
@@ -31,81 +40,137 @@ class Pairs:
     """Pairs of images that are alike, the most alike first.
 
     first, second: int64 [P], positions in the splits laid end to end, first < second.
-    similarity: float32 [P], correlations from `threshold` to 1.
-    threshold: what was asked for; more if that would have given over `MOST_PAIRS` pairs.
+    similarity: float32 [P], correlations from the threshold to 1.
     """
 
     first: Tensor
     second: Tensor
     similarity: Tensor
-    threshold: float
+
+    def __len__(self) -> int:
+        return len(self.first)
 
 
-def first_copies(splits: Sequence[Tensor]) -> Tensor:
-    """For each image, in the splits laid end to end, the first with the same bytes: int64 [N].
+def exact_copies(splits: Sequence[Tensor]) -> Pairs:
+    """Each image that has the same bytes as an earlier one, with the first such one.
 
     Args:
-        splits: uint8 [n, C, S, S] each.
+        splits: uint8 [n, C, S, S] each, on the CPU.
     """
-    first: dict[bytes, int] = {}
-    found: list[int] = []
-    for block in _blocks(splits, "hashing"):
-        for image in block.numpy():
+    places: dict[bytes, int] = {}
+    first: list[int] = []
+    blocks = [(images, start) for images in splits for start in range(0, len(images), BLOCK)]
+    for images, start in progress(blocks, "hashing"):
+        for image in images[start : start + BLOCK].numpy():
             digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
-            found.append(first.setdefault(digest, len(found)))
-    return torch.tensor(found)
+            first.append(places.setdefault(digest, len(first)))
+    positions = torch.arange(len(first))
+    originals = torch.tensor(first)
+    copies = positions[originals != positions]
+    return Pairs(originals[copies], copies, torch.ones(len(copies)))
 
 
-def near_pairs(
+def near_copies(
     splits: Sequence[Tensor], chosen: Tensor, threshold: float, generator: torch.Generator
 ) -> Pairs:
-    """All pairs among the `chosen` images (int64, ascending) that are nearly the same.
+    """Pairs among the `chosen` images (int64, ascending) that are nearly the same.
 
-    Exact: compared are projections on principal components, to which the length of what they leave
-    out is added; that can only overestimate a correlation (Cauchy-Schwarz), and pairs that pass are
-    compared whole. Memory grows with the number of images (200 bytes each), not of pairs.
+    An image is in a pair with an image of a split, as the second of the two, exactly if that split
+    holds an image before it that is like it. Projections on principal components are compared, to
+    which the length of the rest is added: that can only overestimate a correlation
+    (Cauchy-Schwarz). Pairs that pass are compared by all their pixels.
 
     Args:
         splits: uint8 [n, C, S, S] each, on the CPU.
         generator: draws the images that the components come from.
     """
     drawn = chosen[torch.randperm(len(chosen), generator=generator)[:SAMPLE]]
-    sample = _standardised(_gather(splits, drawn))
-    components = _components(sample, generator)
+    components = _components(_standardised(_gather(splits, drawn)), generator)
     features = torch.cat(
         [
             _features(_standardised(_gather(splits, part)), components)
-            for part in tqdm(chosen.split(BLOCK), desc="projecting", leave=False, disable=None)
+            for part in progress(chosen.split(BLOCK), "projecting")
         ]
     )
-    none = torch.empty(0, dtype=torch.int64)
-    best = Pairs(none, none, torch.empty(0), threshold)
-    for start in tqdm(range(0, len(chosen), ROWS), desc="comparing", leave=False, disable=None):
-        for other in range(start, len(chosen), COLUMNS):
-            bounds = features[start : start + ROWS] @ features[other : other + COLUMNS].T
-            rows, columns = (bounds >= best.threshold - ROUNDING).nonzero().T
-            rows, columns = rows + start, columns + other
-            once = rows < columns
-            for pair in torch.stack([chosen[rows[once]], chosen[columns[once]]]).split(BLOCK, 1):
-                best = _with(best, splits, pair)
-    return best
+    ends = torch.tensor([len(images) for images in splits]).cumsum(0)
+    bounds = [0, *torch.searchsorted(chosen, ends).tolist()]
+    found: list[Tensor] = []
+    blocks = [
+        (start, min(start + ROWS, bounds[split + 1]), split)
+        for split in range(len(splits))
+        for start in range(bounds[split], bounds[split + 1], ROWS)
+    ]
+    for start, end, split in progress(blocks, "comparing"):
+        for other in range(split + 1):
+            found += _block_copies(
+                splits,
+                chosen,
+                features,
+                (start, end),
+                (bounds[other], bounds[other + 1]),
+                threshold,
+            )
+    return _sorted_pairs(found)
 
 
-def _with(best: Pairs, splits: Sequence[Tensor], pair: Tensor) -> Pairs:
-    """`best` and those of the candidates `pair` [2, p] that are alike, at most `MOST_PAIRS`."""
+def _block_copies(
+    splits: Sequence[Tensor],
+    chosen: Tensor,
+    features: Tensor,
+    rows: tuple[int, int],
+    columns: tuple[int, int],
+    threshold: float,
+) -> list[Tensor]:
+    """Float64 [3, k] each: first, second and similarity, at most `MOST_COPIES` of each row.
+
+    Rows and columns are ranges of `chosen`; only columns before the row are looked at.
+    """
+    searching = torch.arange(*rows)
+    wanted = torch.full((len(searching),), MOST_COPIES)
+    found = []
+    for left in range(columns[0], min(columns[1], rows[1]), COLUMNS):
+        searching, wanted = searching[wanted > 0], wanted[wanted > 0]
+        right = min(left + COLUMNS, columns[1], rows[1])
+        passing = features[searching] @ features[left:right].T >= threshold - ROUNDING
+        if right > rows[0]:  # each pair once, and no image with itself
+            passing &= torch.arange(left, right) < searching[:, None]
+        row, column = passing.nonzero().T
+        sifted = False
+        while len(row):
+            # As many candidates of each row as it still wants; most of them turn out to be alike.
+            # Candidates are ordered by row, so their numbers count from where their row begins.
+            number = torch.arange(len(row)) - torch.searchsorted(row, row)
+            now = number < wanted[row]
+            pair = torch.stack([chosen[column[now] + left], chosen[searching[row[now]]]])
+            similarity = torch.cat([_similarity(splits, part) for part in pair.split(BLOCK, 1)])
+            alike = similarity >= threshold
+            found.append(torch.cat([pair.double(), similarity[None].double()])[:, alike])
+            wanted -= torch.bincount(row[now][alike], minlength=len(wanted))
+            later = ~now & (wanted[row] > 0)
+            row, column = row[later], column[later]
+            if len(row) > MANY_CANDIDATES and not sifted:
+                passing = _alike(splits, chosen[searching], chosen[left:right], threshold)
+                row, column = torch.stack([row, column])[:, passing[row, column]]
+                sifted = True
+    return found
+
+
+def _alike(splits: Sequence[Tensor], first: Tensor, second: Tensor, threshold: float) -> Tensor:
+    """Bool [a, b]: which images at positions `first` [a] are like which at `second` [b]."""
+    rows, columns = (_standardised(_gather(splits, positions)) for positions in (first, second))
+    return rows @ columns.T >= threshold - ROUNDING
+
+
+def _similarity(splits: Sequence[Tensor], pair: Tensor) -> Tensor:
+    """Float32 [p]: the correlations of the pairs [2, p], by all pixels."""
     first, second = (_standardised(_gather(splits, side)) for side in pair)
-    similarity = (first * second).sum(1).clamp(max=1)
-    alike = similarity >= best.threshold
-    similarity, order = torch.cat([best.similarity, similarity[alike]]).sort(
-        descending=True, stable=True
-    )
-    threshold = best.threshold
-    if len(order) > MOST_PAIRS:
-        order, similarity = order[:MOST_PAIRS], similarity[:MOST_PAIRS]
-        threshold = float(similarity[-1])
-    firsts = torch.cat([best.first, pair[0][alike]])[order]
-    seconds = torch.cat([best.second, pair[1][alike]])[order]
-    return Pairs(firsts, seconds, similarity, threshold)
+    return (first * second).sum(1).clamp(max=1)
+
+
+def _sorted_pairs(found: Sequence[Tensor]) -> Pairs:
+    first, second, similarity = torch.cat([torch.empty(3, 0, dtype=torch.float64), *found], dim=1)
+    order = similarity.argsort(descending=True, stable=True)
+    return Pairs(first[order].long(), second[order].long(), similarity[order].float())
 
 
 def _components(sample: Tensor, generator: torch.Generator) -> Tensor:
@@ -114,14 +179,14 @@ def _components(sample: Tensor, generator: torch.Generator) -> Tensor:
     Halko et al. 2011 (doi 10.1137/090771806): a random projection and two power iterations.
     """
     count = min(COMPONENTS, *sample.shape)
-    drawn = torch.randn(sample.shape[1], count, generator=generator)
+    directions = torch.randn(sample.shape[1], count, generator=generator)
     for _ in range(3):
-        drawn = torch.linalg.qr(sample.T @ (sample @ drawn)).Q
-    return drawn
+        directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
+    return directions
 
 
 def _features(standardised: Tensor, components: Tensor) -> Tensor:
-    """Float32 [n, K + 1]: the coordinates, and the length of what they leave out."""
+    """Float32 [n, K + 1]: the coordinates, and the length of the rest that they leave out."""
     inside = standardised @ components
     rest = (standardised.square().sum(1) - inside.square().sum(1)).clamp(min=0).sqrt()
     return torch.cat([inside, rest[:, None]], dim=1)
@@ -140,16 +205,10 @@ def _standardised(images: Tensor) -> Tensor:
 
 def _gather(splits: Sequence[Tensor], positions: Tensor) -> Tensor:
     """Images uint8 [n, C, S, S] at positions in the splits laid end to end."""
-    found = torch.empty(len(positions), *splits[0].shape[1:], dtype=torch.uint8)
+    gathered = torch.empty(len(positions), *splits[0].shape[1:], dtype=torch.uint8)
     offset = 0
     for images in splits:
         inside = (positions >= offset) & (positions < offset + len(images))
-        found[inside] = images[positions[inside] - offset]
+        gathered[inside] = images[positions[inside] - offset]
         offset += len(images)
-    return found
-
-
-def _blocks(splits: Sequence[Tensor], title: str) -> Iterator[Tensor]:
-    blocks = [(images, start) for images in splits for start in range(0, len(images), BLOCK)]
-    for images, start in tqdm(blocks, desc=title, leave=False, disable=None):
-        yield images[start : start + BLOCK]
+    return gathered

@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import normalise
-from reporting.figures import Tile, pixels, shorten, tile_sheet
+from data_sources.sources import Sources
 from reporting.grad_cam import grad_cam
+from reporting.names import shorten
+from reporting.tile_sheet import Tile, pixels, tile_sheet
 from training.inference import Inference
 
 MISTAKES = 2  # per class
@@ -21,6 +23,7 @@ CLASSES = 20  # shown at most
 SHEET_COLUMNS = 8  # at most
 OVERLAY_PIXELS = 112  # about the side of an overlay; a whole multiple of the image's
 OVERLAY_WEIGHT = 0.55  # of the map's colours over the image's
+SOURCE_WIDTH = 36  # columns of a file's name
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Predictions:
     """One split with its predictions: images uint8 [N, C, S, S], anywhere; the rest on the CPU.
 
     labels, predicted: int64 [N]; confidence: [N], the probability of the predicted class.
+    sources: where each image came from, as text; None where captions need not say it.
     """
 
     images: Tensor
@@ -43,6 +47,7 @@ class Predictions:
     predicted: Tensor
     confidence: Tensor
     class_names: Sequence[str]
+    sources: Sources | None = None
 
     def most_confident(self, true: int, right: bool, count: int) -> list[int]:
         """Positions of the `count` most confident right or wrong predictions for class `true`."""
@@ -52,7 +57,9 @@ class Predictions:
         return positions[order[:count]].tolist()
 
     def tile(self, position: int, caption: str) -> Tile:
-        """The image at `position`."""
+        """The image at `position`; the caption goes on with its source."""
+        if self.sources is not None:
+            caption = f"{caption}; {shorten(self.sources[position], SOURCE_WIDTH)}"
         return Tile(pixels(self.images[position]), caption)
 
 
@@ -60,17 +67,17 @@ def mistakes(predictions: Predictions, per_class: int = MISTAKES) -> list[Card]:
     """Each class's most confident mistakes, each beside right examples of both classes."""
     names = predictions.class_names
     short = [shorten(name) for name in names]
-    found = []
+    rows = []
     for true in range(min(len(names), CLASSES)):
         for wrong in predictions.most_confident(true, right=False, count=per_class):
-            said = int(predictions.predicted[wrong])
+            called = int(predictions.predicted[wrong])
             confidence = float(predictions.confidence[wrong])
-            row = [predictions.tile(wrong, f"called {short[said]}, {confidence:.0%} sure")]
-            for example in (true, said):
+            tiles = [predictions.tile(wrong, f"called {short[called]}, {confidence:.0%} sure")]
+            for example in (true, called):
                 for position in predictions.most_confident(example, right=True, count=1):
-                    row.append(predictions.tile(position, f"right: {short[example]}"))
-            found.append(Card(f"True class: {names[true]}", row))
-    return found
+                    tiles.append(predictions.tile(position, f"right: {short[example]}"))
+            rows.append(Card(f"True class: {names[true]}", tiles))
+    return rows
 
 
 def attention(
@@ -93,25 +100,25 @@ def attention(
         normalise(images.to(inference.device), inference.mean, inference.std),
         predictions.predicted[positions].to(inference.device),
     ).cpu()
-    found = []
+    rows = []
     for (position, true, right), evidence in zip(shown, maps, strict=True):
-        said = shorten(names[int(predictions.predicted[position])])
+        called = shorten(names[int(predictions.predicted[position])])
         confidence = f"{float(predictions.confidence[position]):.0%} sure"
         overlay = _overlay(predictions.images[position].cpu(), evidence)
-        found.append(
+        rows.append(
             Card(
                 f"{'Right' if right else 'Wrong'}: {names[true]}",
                 [
-                    predictions.tile(position, "as it is"),
-                    Tile(overlay, f"evidence for {said}, {confidence}"),
+                    predictions.tile(position, "the image"),
+                    Tile(overlay, f"evidence for {called}, {confidence}"),
                 ],
             )
         )
-    return found
+    return rows
 
 
 def card_sheet(cards: Sequence[Card], title: str) -> bytes:
-    """Cards as a PNG, in rows of `SHEET_COLUMNS` images; their titles are in the first captions."""
+    """Cards as a PNG, in rows of up to `SHEET_COLUMNS` images; first captions begin with titles."""
     width = max(len(card.tiles) for card in cards)
     tiles: list[Tile | None] = []
     for card in cards:
@@ -122,7 +129,7 @@ def card_sheet(cards: Sequence[Card], title: str) -> bytes:
 
 
 def _overlay(image: Tensor, evidence: Tensor) -> NDArray[np.uint8]:
-    """`evidence` [S, S] from 0 to 1 in colour over the grey image: uint8 [k S, k S, 3]."""
+    """`evidence` [S, S], 0 to 1, in colour over the grey image: uint8 [k S, k S, 3]."""
     grey = image.float().mean(0).div(255).numpy()[..., np.newaxis]
     # Dark to bright in every kind of colour vision, and in grey print.
     colour = colormaps["viridis"](evidence.numpy())[..., :3]

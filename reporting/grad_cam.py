@@ -18,9 +18,9 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
 
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
     Localization", arXiv 1610.02391: the maps of the last convolutional stage, each weighted by the
-    mean gradient of the class's logit, summed; what speaks against the class is cut off. Enlarged
-    bilinearly, so no finer than that stage (4 x 4 for a 28 x 28 image in a ResNet). Of a vision
-    transformer, the patches that its last block is given take the place of a stage.
+    mean gradient of the class's logit, summed; evidence against the class is cut off. The maps
+    are enlarged bilinearly, so they are no finer than that stage (4 x 4 for a 28 x 28 image in a
+    ResNet). In a vision transformer the patches that enter its last block replace the stage.
 
     Args:
         network: in eval mode; it is left as it is.
@@ -35,8 +35,8 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
         ):
             stages[:] = [output]
 
-    # The last output with more than one position is the last stage's, before it is pooled: by
-    # whatever module or function, with whatever poolings in earlier blocks.
+    # The last output with more than one position is that of the last stage, before it is pooled.
+    # This holds for pooling by a module or a function, and with poolings in earlier blocks.
     watched = network.modules()
     if transformer:
         *_, last_block = network.backbone.get_submodule("encoder.layers").children()
@@ -44,7 +44,7 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
     hooks = [module.register_forward_hook(keep) for module in watched]
     try:
         with torch.enable_grad():
-            # Through the images, as a frozen backbone has no parameter that asks for gradients.
+            # The images ask for gradients because no parameter of a frozen backbone does.
             logits = network(images.detach().requires_grad_())
             (stage,) = stages
             (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
@@ -62,6 +62,6 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
 
 
 def _as_maps(tokens: Tensor) -> Tensor:
-    """Tokens [B, 1 + h * h, D], of which the first is for the class, as maps [B, D, h, h]."""
+    """Tokens [B, 1 + h * h, D], the class token first, as maps [B, D, h, h]."""
     side = math.isqrt(tokens.shape[1] - 1)
     return tokens[:, 1:].transpose(1, 2).unflatten(2, (side, side))

@@ -1,98 +1,162 @@
-"""A report as one HTML file that needs nothing else: pictures inside, no scripts, no network."""
+"""A report as one HTML file that needs nothing else: pictures inside, no scripts, no network.
+
+It reads on a phone (wide tables and diagrams scroll by themselves), prints, and says in words or
+numbers what each diagram shows. Names of classes and files pass through `name`, which keeps a name
+in a right-to-left script from reordering the text around it.
+"""
 
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from PIL import Image
-
-from reporting.figures import Tile
 from reporting.galleries import Card
+from reporting.names import printable
+from reporting.tile_sheet import Tile, image_png, tile_image
 
 STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
 body { font: 16px/1.5 system-ui, sans-serif; color: #111; background: #fff;
-  max-width: 1100px; margin: 2em auto; padding: 0 1em; }
-h1 { line-height: 1.2; margin-bottom: .2em; }
+  max-width: 1100px; margin: 2em auto; padding: 0 1em; -webkit-text-size-adjust: 100%; }
+h1 { line-height: 1.2; margin-bottom: .2em; overflow-wrap: anywhere; }
 h2 { border-bottom: 2px solid #0072B2; padding-bottom: .15em; margin-top: 2em; }
-p, li { max-width: 46em; }
+p, li { max-width: 46em; overflow-wrap: anywhere; }
+a { color: #00558a; }
+nav ul { columns: 14em; padding-left: 1.2em; }
 .note { color: #444; }
+.block { overflow-x: auto; margin: 1em 0; }
 .plot { display: block; max-width: 100%; height: auto; }
-.pixels { width: 84px; height: 84px; image-rendering: pixelated; border: 1px solid #999; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: 1em 0; }
+.pixels { width: 84px; height: 84px; object-fit: contain; image-rendering: pixelated;
+  border: 1px solid #999; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+caption { text-align: left; color: #444; padding-bottom: .3em; }
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ccc; }
-th:first-child, td:first-child { text-align: left; max-width: 20em; }
-thead th { border-bottom: 2px solid #111; }
+th { font-weight: 600; }
+tbody th { font-weight: 400; }
+th:first-child, td.name { text-align: left; max-width: 20em; overflow-wrap: anywhere; }
+thead th { border-bottom: 2px solid #111; vertical-align: bottom; }
 .interval { color: #444; font-size: .85em; white-space: nowrap; }
+summary { cursor: pointer; color: #00558a; }
 .cards { display: flex; flex-wrap: wrap; gap: 1em; }
 .card { border: 1px solid #bbb; border-radius: 6px; padding: .6em .8em; width: min-content; }
 .card h3 { font-size: .95em; margin: 0 0 .4em; overflow-wrap: anywhere; }
 .row { display: flex; gap: .8em; }
 figure { margin: 0; width: 96px; }
 figcaption { font-size: .75em; line-height: 1.25; overflow-wrap: anywhere; }
+@media (max-width: 700px) {
+  body { margin: 1em auto; }
+  .plot { max-width: none; width: 700px; }
+  .plot.narrow { max-width: 100%; width: auto; }
+  .card { width: auto; }
+}
 @media print {
   body { font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }
+  nav, summary { display: none; }
+  details::details-content { content-visibility: visible; }
+  .block { overflow: visible; }
   h2, h3, .note { break-after: avoid; break-inside: avoid; }
-  tr, .card, figure, .block { break-inside: avoid; }
-  .plot { max-height: 11.5cm; }
+  thead { display: table-header-group; }
+  tr, .card, figure, .picture { break-inside: avoid; }
+  .plot, .plot.narrow { width: auto; max-width: 100%; max-height: 11.5cm; }
   .card, th, td { -webkit-print-color-adjust: exact; print-color-adjust: exact; }
 }
 """
+NARROW = 560  # pixels of width up to which a diagram is shrunk to a phone's screen
 
 
-def page(title: str, sections: Iterable[str]) -> str:
-    """The whole document; `sections` are HTML."""
+def page(title: str, opening: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The whole document.
+
+    Args:
+        title: plain text.
+        opening: HTML, before the table of contents.
+        sections: title, plain text, and HTML of each.
+    """
+    contents = "".join(
+        f'<li><a href="#section-{number}">{escape(heading)}</a></li>'
+        for number, (heading, _) in enumerate(sections)
+    )
+    body = "\n".join(
+        f'<section id="section-{number}">\n<h2>{escape(heading)}</h2>\n{content}\n</section>'
+        for number, (heading, content) in enumerate(sections)
+    )
+    heading = escape(printable(title))
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        f"<h1>{escape(title)}</h1>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
+        f"<title>{heading}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"<h1>{heading}</h1>\n{opening}\n"
+        f'<nav aria-label="Contents"><ul>{contents}</ul></nav>\n{body}\n'
+        "</main>\n</body>\n</html>\n"
     )
 
 
-def section(title: str, note: str, content: str) -> str:
-    """A heading, a line or two of plain text on how to read what follows, and HTML."""
-    text = f'<p class="note">{escape(note)}</p>\n' if note else ""
-    return f"<section>\n<h2>{escape(title)}</h2>\n{text}{content}\n</section>"
+def name(text: str) -> str:
+    """The name of a class or file as HTML."""
+    return f"<bdi>{escape(printable(text))}</bdi>"
+
+
+def note(text: str) -> str:
+    """A line or two of plain text on how to read what follows."""
+    return f'<p class="note">{escape(text)}</p>\n'
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """A list of lines of HTML."""
+    return "<ul>" + "".join(f"<li>{line}</li>" for line in lines) + "</ul>"
 
 
 def plot(png: bytes, alt: str) -> str:
-    """A diagram, no wider than the page; `alt` says what it shows."""
+    """A diagram; `alt` says in words what it shows."""
+    width = int.from_bytes(png[16:20], "big")  # where every PNG file has it
+    kind = "plot narrow" if width <= NARROW else "plot"
+    image = f'<img class="{kind}" alt="{escape(printable(alt))}" src="{_data_uri(png)}">'
     # Browsers keep a heading together with a following block, but not with a bare image.
-    image = f'<img class="plot" alt="{escape(alt)}" src="{_data_uri(png)}">'
-    return f'<div class="block">{image}</div>'
+    return f'<div class="block picture">{image}</div>\n'
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of HTML cells; the first column is of names."""
-    head = "".join(f"<th>{cell}</th>" for cell in header)
-    body = "\n".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
+    """A table of HTML cells; its first `names` columns are names and stand to the left."""
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    body = "\n".join(f"<tr>{_cells(row, names)}</tr>" for row in rows)
+    return (
+        f'<div class="block"><table>\n<thead><tr>{head}</tr></thead>\n'
+        f"<tbody>\n{body}\n</tbody>\n</table></div>\n"
+    )
+
+
+def _cells(row: Sequence[str], names: int) -> str:
+    first, *others = row
+    return f'<th scope="row">{first}</th>' + "".join(
+        f'<td class="name">{cell}</td>' if place < names else f"<td>{cell}</td>"
+        for place, cell in enumerate(others, start=1)
+    )
+
+
+def details(summary: str, content: str) -> str:
+    """Content that opens on a click, such as the numbers behind a diagram; printed always."""
+    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>\n"
 
 
 def cards(items: Sequence[Card]) -> str:
     """Cards, as many beside each other as the page has room for."""
-    return '<div class="cards">\n' + "\n".join(map(_card, items)) + "\n</div>"
+    return '<div class="cards">\n' + "\n".join(map(_card, items)) + "\n</div>\n"
 
 
 def _card(item: Card) -> str:
     row = "".join(map(_picture, item.tiles))
-    return f'<div class="card"><h3>{escape(item.title)}</h3><div class="row">{row}</div></div>'
+    return f'<div class="card"><h3>{name(item.title)}</h3><div class="row">{row}</div></div>'
 
 
 def _picture(tile: Tile) -> str:
     """A small image with enlarged pixels and a caption."""
-    buffer = io.BytesIO()
-    Image.fromarray(tile.pixels.squeeze(2) if tile.pixels.shape[2] == 1 else tile.pixels).save(
-        buffer, "PNG"
-    )
-    text = escape(tile.caption)
-    source = _data_uri(buffer.getvalue())
+    source = _data_uri(image_png(tile_image(tile)))
+    # The caption is the text alternative; saying it twice would make a screen reader repeat it.
     return (
-        f'<figure><img class="pixels" alt="{text}" src="{source}">'
-        f"<figcaption>{text}</figcaption></figure>"
+        f'<figure><img class="pixels" alt="image" src="{source}">'
+        f"<figcaption>{name(tile.caption)}</figcaption></figure>"
     )
 
 

@@ -13,13 +13,13 @@ from torch import Tensor
 def suspected_labels(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Positions int64 [k] of suspected labels, the most suspected first, and the likelier classes.
 
-    A class counts for an image if its probability reaches the class's threshold, which is the mean
-    probability of the class over the images labelled so; a network that is unsure of a class, or
-    too sure, is so allowed for. A label is suspected if the likeliest class that counts is another
-    one. They are ordered by how much likelier it is.
+    A class counts for an image if its probability reaches the class's threshold: its mean
+    probability over the images that have this label. The threshold allows for a network that is
+    too sure, or unsure, of a class. A label is suspected if the likeliest class that counts is
+    another one. The order is by how much likelier that class is.
 
     Args:
-        probabilities: [N, C], best of a network that has not been trained on these images.
+        probabilities: [N, C], preferably of a network that was not trained on these images.
         labels: int64 [N].
     """
     probabilities, labels = probabilities.double().cpu(), labels.cpu()

@@ -1,101 +1,106 @@
-"""How good predictions are, with bootstrap intervals. All resamples are computed at once.
+"""How good predictions are: accuracy, precision, recall, F1, AUC, Brier score, calibration error.
 
-A resample is a row of weights: how often each image was drawn. The estimate itself is the row of
-ones, so that estimate and interval come out of the same lines.
+`estimates` gives every measure with its 95 % interval (`reporting/intervals.py` says how), of a
+split whose images are independent of each other or belong to groups.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from reporting.intervals import (
+    UNDEFINED,
+    Estimate,
+    Mean,
+    Measure,
+    bootstrap,
+    f1_score,
+    roc_area,
+    share,
+)
+
 ECE_BINS = 15
-BLOCK_ELEMENTS = 2**22  # resamples x images held at a time; a few tensors of this size are alive
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A value and its 95 % percentile interval. NaN: not defined on these images."""
-
-    value: float
-    low: float
-    high: float
+PER_CLASS = ("precision", "recall", "f1", "class_auc")
 
 
 def estimates(
     probabilities: Tensor,
     calibrated: Tensor,
     labels: Tensor,
+    groups: Tensor | None,
     resamples: int,
     generator: torch.Generator,
-) -> dict[str, list[Estimate]]:
-    """Every measure with its interval: one `Estimate` each, or one per class.
+) -> tuple[dict[str, Estimate], dict[str, list[Estimate]]]:
+    """The measures of a whole split, and those of each class.
 
-    `measures` names them; `brier_calibrated` and `ece_calibrated` are those of `calibrated`.
-    Images are resampled with replacement (Efron 1979, doi 10.1214/aos/1176344552).
+    Of the split: `accuracy`, `balanced_accuracy` (the mean recall), `auc`, `macro_precision`,
+    `macro_f1`, and `brier`, `ece`, `brier_calibrated`, `ece_calibrated`. Of each class:
+    `PER_CLASS`. A class without an image has no value and no part in the means; a class that has
+    images and is never predicted has precision 0.
 
     Args:
-        probabilities, calibrated: [N, C], before and after temperature scaling.
+        probabilities, calibrated: float64 [N, C], before and after temperature scaling.
         labels: int64 [N].
-        generator: on the CPU, where all of this is computed.
-    """
-    probabilities, calibrated, labels = (
-        tensor.cpu() for tensor in (probabilities.double(), calibrated.double(), labels)
-    )
-    count = len(labels)
-    parts: list[dict[str, Tensor]] = []
-    weights = torch.ones(1, count)
-    while True:
-        part = measures(probabilities, labels, weights)
-        part["brier_calibrated"] = brier(calibrated, labels, weights)
-        part["ece_calibrated"] = expected_calibration_error(calibrated, labels, weights)
-        parts.append(part)
-        done = sum(len(one["accuracy"]) for one in parts) - 1
-        if done >= resamples:
-            break
-        block = min(resamples - done, max(1, BLOCK_ELEMENTS // count))
-        weights = bootstrap_weights(block, count, generator)
-    return {name: _summary(torch.cat([part[name] for part in parts])) for name in parts[0]}
-
-
-def bootstrap_weights(resamples: int, count: int, generator: torch.Generator) -> Tensor:
-    """Float32 [resamples, count]: how often each of `count` images is drawn in `count` draws."""
-    drawn = torch.randint(count, (resamples, count), generator=generator)
-    return torch.zeros(resamples, count).scatter_add_(1, drawn, torch.ones(resamples, count))
-
-
-def measures(probabilities: Tensor, labels: Tensor, weights: Tensor) -> dict[str, Tensor]:
-    """All measures of float64 [N, C] `probabilities`, under each of R rows of weights [R, N].
-
-    [R, C]: `precision`, `recall`, `f1`, `class_auc`. [R]: their means over classes,
-    `macro_precision` and so on, `balanced_accuracy` (the mean recall), `accuracy`, `auc`, `brier`
-    and `ece`. A class without an image has no per-class value (NaN) and no part in the means; a
-    class that has images and is never predicted has precision 0.
+        groups: int64 [N], which images belong together; None if each stands for itself.
+        resamples: of the bootstrap, for Brier score and calibration error.
     """
     classes = probabilities.shape[1]
-    counts = confusion_counts(probabilities.argmax(1), labels, weights, classes)
-    per_class = class_measures(counts)
-    areas = class_auc(probabilities, labels, weights)
+    predicted = probabilities.argmax(1)
+    per_class: dict[str, list[Estimate]] = {name: [] for name in PER_CLASS}
+    means = {name: Mean(len(labels)) for name in PER_CLASS}
+    for c in range(classes):
+        found = _class_measures(probabilities[:, c], labels == c, predicted == c)
+        for name, measure in found.items():
+            per_class[name].append(_estimate(measure, groups))
+            if measure is not None:
+                means[name].add(measure)
+    whole = {
+        "accuracy": share(predicted == labels, torch.arange(len(labels))),
+        "balanced_accuracy": means["recall"].measure(),
+        "auc": means["class_auc"].measure(),
+        "macro_precision": means["precision"].measure(),
+        "macro_f1": means["f1"].measure(),
+    }
+    scores = {name: _estimate(measure, groups) for name, measure in whole.items()}
+    if classes == 2:  # MedMNIST takes the second of two classes alone; so does training/metrics.py
+        scores["auc"] = per_class["class_auc"][1]
+    for suffix, values in (("", probabilities), ("_calibrated", calibrated)):
+        scores |= _calibration(values, labels, groups, resamples, generator, suffix)
+    return scores, per_class
+
+
+def _class_measures(
+    scores: Tensor, is_class: Tensor, called_class: Tensor
+) -> dict[str, Measure | None]:
+    """The measures of one class by name: its scores [N], its images and its predictions."""
+    images, called, either = (
+        chosen.nonzero().flatten() for chosen in (is_class, called_class, is_class | called_class)
+    )
+    if not len(images):
+        return dict.fromkeys(PER_CLASS)
     return {
-        "accuracy": counts.diagonal(dim1=1, dim2=2).sum(1) / counts.sum((1, 2)),
-        "balanced_accuracy": per_class["recall"].nanmean(1),
-        # MedMNIST takes the second of two classes alone; so does training/metrics.py.
-        "auc": areas[:, 1] if classes == 2 else areas.nanmean(1),
-        **{f"macro_{name}": value.nanmean(1) for name, value in per_class.items()},
-        "brier": brier(probabilities, labels, weights),
-        "ece": expected_calibration_error(probabilities, labels, weights),
-        **per_class,
-        "class_auc": areas,
+        "precision": share(is_class[called], called),
+        "recall": share(called_class[images], images),
+        "f1": f1_score((is_class & called_class)[either], either),
+        "class_auc": roc_area(scores, is_class),
     }
 
 
+def _estimate(measure: Measure | None, groups: Tensor | None) -> Estimate:
+    return UNDEFINED if measure is None else measure.estimate(groups)
+
+
+def confusion_counts(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Int64 [C, C]: images of class (first axis) that are predicted as (second axis)."""
+    cells = labels * classes + predicted
+    return torch.bincount(cells, minlength=classes**2).view(classes, classes)
+
+
 def class_measures(counts: Tensor) -> dict[str, Tensor]:
-    """`precision`, `recall` and `f1` [R, C], by confusion counts [R, C, C]; see `measures`."""
-    right = counts.diagonal(dim1=1, dim2=2)
-    images, predicted = counts.sum(2), counts.sum(1)
+    """`precision`, `recall` and `f1`, float64 [C], by confusion counts [C, C]; see `estimates`."""
+    counts = counts.double()
+    right, images, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)
     values = {
         "precision": right / predicted.clamp(min=1),
         "recall": right / images.clamp(min=1),
@@ -104,62 +109,20 @@ def class_measures(counts: Tensor) -> dict[str, Tensor]:
     return {name: value.masked_fill(images == 0, torch.nan) for name, value in values.items()}
 
 
-def confusion_counts(predicted: Tensor, labels: Tensor, weights: Tensor, classes: int) -> Tensor:
-    """Float64 [R, C, C]: images of class (second axis) predicted as (third), by weights [R, N]."""
-    counts = torch.zeros(len(weights), classes**2, dtype=torch.float64)
-    counts.index_add_(1, labels * classes + predicted, weights.double())
-    return counts.view(-1, classes, classes)
+def class_areas(probabilities: Tensor, labels: Tensor) -> list[float]:
+    """The area under each class's one-against-rest ROC curve; NaN where there is none."""
+    areas = (roc_area(probabilities[:, c], labels == c) for c in range(probabilities.shape[1]))
+    return [float("nan") if area is None else area.value for area in areas]
 
 
-def class_auc(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Float64 [R, C]: area under each class's one-against-rest ROC curve; NaN without one.
+def brier_distances(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Float64 [N]: squared distance of each prediction to the truth, summed over classes, 0 to 2.
 
-    The Mann-Whitney statistic: the share of pairs of an image of the class and another one in
-    which the first has the higher score, ties counting half.
+    Its mean is the Brier score (Brier 1950,
+    doi 10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2).
     """
-    return torch.stack(
-        [
-            _binary_auc(probabilities[:, c], labels == c, weights)
-            for c in range(probabilities.shape[1])
-        ],
-        dim=1,
-    )
-
-
-def _binary_auc(scores: Tensor, positive: Tensor, weights: Tensor) -> Tensor:
-    _, tie = scores.unique(return_inverse=True)  # ascending
-    ties = int(tie.max()) + 1
-    rows = len(weights)
-    # Whole numbers below 2**24, which float32 holds exactly, as long as N is.
-    negatives = weights.new_zeros(rows, ties).index_add_(1, tie[~positive], weights[:, ~positive])
-    positives = weights.new_zeros(rows, ties).index_add_(1, tie[positive], weights[:, positive])
-    below = negatives.cumsum(1) - negatives / 2
-    wins = (positives.double() * below.double()).sum(1)
-    return wins / (positives.sum(1).double() * negatives.sum(1).double())
-
-
-def brier(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Float64 [R]: squared distance of the probabilities to the truth, summed over classes.
-
-    From 0 to 2 (Brier 1950, doi 10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2).
-    """
-    truth = F.one_hot(labels, probabilities.shape[1])
-    distance = (probabilities - truth).square().sum(1)
-    return weights.double() @ distance / weights.sum(1).double()
-
-
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Float64 [R]: how far confidence and accuracy are apart, over `ECE_BINS` equal bins.
-
-    The mean over images of the gap between mean confidence and accuracy of the image's bin
-    (Guo et al. 2017, arXiv 1706.04599). Resampling adds noise to every gap and gaps cannot cancel,
-    so an interval may lie above its estimate.
-    """
-    confidence, predicted = probabilities.max(1)
-    surplus = (confidence - (predicted == labels).double()).expand(len(weights), -1)
-    sums = torch.zeros(len(weights), ECE_BINS, dtype=torch.float64)
-    sums.index_add_(1, confidence_bins(confidence), surplus * weights)
-    return sums.abs().sum(1) / weights.sum(1).double()
+    of_the_class = probabilities.gather(1, labels[:, None]).squeeze(1)
+    return probabilities.square().sum(1) - 2 * of_the_class + 1
 
 
 def confidence_bins(confidence: Tensor) -> Tensor:
@@ -167,9 +130,58 @@ def confidence_bins(confidence: Tensor) -> Tensor:
     return (confidence * ECE_BINS).ceil().long().sub_(1).clamp_(0, ECE_BINS - 1)
 
 
-def _summary(values: Tensor) -> list[Estimate]:
-    """The estimate in row 0 and its interval from the other rows, for every column."""
-    columns = values.unsqueeze(1) if values.ndim == 1 else values
-    bounds = columns[1:].nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64), dim=0)
-    rows = torch.stack([columns[0], *bounds], dim=1).tolist()
-    return [Estimate(*row) for row in rows]
+def calibration_gaps(probabilities: Tensor, labels: Tensor) -> Tensor:
+    """Float64 [N, ECE_BINS]: confidence minus correctness of each image, in its bin's column.
+
+    The sums over images, without their signs, added up and divided by N, are the expected
+    calibration error (Guo et al. 2017, arXiv 1706.04599).
+    """
+    confidence, predicted = probabilities.max(1)
+    surplus = confidence.double() - (predicted == labels).double()
+    gaps = torch.zeros(len(labels), ECE_BINS, dtype=torch.float64)
+    return gaps.scatter_(1, confidence_bins(confidence)[:, None], surplus[:, None])
+
+
+def _calibration(
+    probabilities: Tensor,
+    labels: Tensor,
+    groups: Tensor | None,
+    resamples: int,
+    generator: torch.Generator,
+    suffix: str,
+) -> dict[str, Estimate]:
+    """Brier score and calibration error with bias-corrected bootstrap intervals.
+
+    Resampling adds noise to every bin's gap, and gaps without signs cannot cancel: a resample's
+    calibration error is too high on average, and so is the estimate. The upper limit is shifted
+    down by that bias, the lower one by twice as much. The lower limit is 0 where noise alone, as
+    the resamples show it, makes an error as large as the estimate.
+    """
+    values = torch.cat(
+        [
+            torch.ones(len(labels), 1, dtype=torch.float64),
+            brier_distances(probabilities, labels)[:, None],
+            calibration_gaps(probabilities, labels),
+        ],
+        dim=1,
+    )
+    sums = values.sum(0)
+    drawn = bootstrap(values, groups, resamples, generator)
+    count = drawn[:, 0]
+    brier, briers = float(sums[1] / sums[0]), drawn[:, 1] / count
+    error = float(sums[2:].abs().sum() / sums[0])
+    errors = drawn[:, 2:].abs().sum(1) / count
+    noise = (drawn[:, 2:] / count[:, None] - sums[2:] / sums[0]).abs().sum(1)
+    low, high = _quantiles(errors)
+    bias = float(errors.mean()) - error
+    low = 0.0 if error <= _quantiles(noise)[1] else max(0.0, low - 2 * bias)
+    brier_low, brier_high = _quantiles(briers)
+    return {
+        f"brier{suffix}": Estimate(brier, min(brier, brier_low), max(brier, brier_high)),
+        f"ece{suffix}": Estimate(error, min(error, low), max(error, high - bias)),
+    }
+
+
+def _quantiles(values: Tensor) -> tuple[float, float]:
+    low, high = values.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return low, high

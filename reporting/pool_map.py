@@ -11,7 +11,7 @@ from reporting.prediction_figures import embedding_map
 from training.inference import Inference
 from training.seeds import derive_seed, make_generator
 
-PRINCIPAL_COMPONENTS = 50  # that t-SNE is given, as van der Maaten & Hinton 2008 do
+PRINCIPAL_COMPONENTS = 50  # go into t-SNE, as in van der Maaten & Hinton 2008
 
 
 def pool_map(
@@ -30,7 +30,7 @@ def pool_map(
     Args:
         images: uint8 [N, C, S, S], the pool's, on any device; only those drawn are read.
         acquired_round: int64 [N], on the CPU: the round in which each was labelled; -1 for none.
-        round_: those labelled in it are shown as queried last.
+        round_: the images labelled in this round are shown as queried last.
         seed: of the draw and of t-SNE.
         points: drawn at most of each kind: unlabelled, labelled earlier, queried last.
     """

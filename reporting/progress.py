@@ -1,49 +1,25 @@
-"""Progress bars, on terminals only and from the first rank only."""
+"""A progress bar for work that takes more than two seconds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from tqdm import tqdm
 
-from active_learning import ActiveLearner
-from training.ranks import Ranks
-from training.scoring import Progress
+Item = TypeVar("Item")
+
+DELAY = 2.0  # seconds before a bar appears
+LOG_INTERVAL = 15.0  # seconds between the lines of a bar that goes into a file
 
 
-def progress_bar(ranks: Ranks) -> Progress:
-    """A bar around an iterable, with a title; it vanishes when the iterable ends."""
+def progress(items: Sequence[Item], title: str) -> Iterable[Item]:
+    """`items`, with a bar on the standard error stream.
 
-    def bar(iterable: Iterable[Any], title: str) -> Iterable[Any]:
-        # None leaves it to tqdm, which writes to terminals only.
-        return tqdm(iterable, desc=title, leave=False, disable=True if ranks.rank else None)
-
-    return bar
-
-
-class StepsBar:
-    """How far a round's training is."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._hidden = True if ranks.rank else None
-        self._bar: tqdm[Any] | None = None
-
-    def step(self, learner: ActiveLearner) -> None:
-        """One optimizer step was taken."""
-        if self._bar is None:
-            round_ = learner.pool.rounds - 1
-            self._bar = tqdm(
-                total=learner.hp.batches_per_round,
-                desc=f"round {round_} ({round_ + 1} of {len(learner.query_sizes)})",
-                unit="step",
-                leave=False,
-                disable=self._hidden,
-            )
-        self._bar.update()
-
-    def close(self) -> None:
-        """The round is over."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+    On a terminal the bar vanishes at the end; in a log file it is a line now and then.
+    """
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        items, desc=title, delay=DELAY, leave=False, mininterval=0.1 if terminal else LOG_INTERVAL
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Reporter:
         self._learner = learner
         self._pool_images = splits.train.images
         self._class_names = splits.class_names
-        self._sources: Sequence[str] = [str(index) for index in range(len(splits.train))]
+        self._sources = splits.train.sources
         self._val, self._test = val, test
         self._truth = truth
         self._send = send

@@ -11,7 +11,7 @@ logger = logging.getLogger("active_learning")
 
 
 def log_start(learner: ActiveLearner, splits: Splits, val: int, test: int) -> None:
-    """Log data, budget, network and seed; `val` and `test` images are evaluated."""
+    """Log data, budget, network, seed and settings; `val` and `test` images are evaluated."""
     sizes = learner.query_sizes
     logger.info(
         "%s: %d training images of %d classes, %d of %d validation images, %d of %d test images; "
@@ -20,3 +20,7 @@ def log_start(learner: ActiveLearner, splits: Splits, val: int, test: int) -> No
         len(splits.test), len(sizes), " + ".join(map(str, sizes)), learner.hp.architecture,
         str(learner.compute_dtype).removeprefix("torch."), learner.device, learner.seed,
     )  # fmt: skip
+    differences = learner.hp.differences()
+    if differences:
+        text = ", ".join(f"{name}: {value}" for name, value in differences.items())
+        logger.info("settings that differ from the defaults: %s", text)

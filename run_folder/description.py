@@ -77,7 +77,7 @@ class RunDescription:
             dataset=splits.name,
             fingerprint=splits.fingerprint(),
             seed=learner.seed,
-            settings=asdict(learner.hp),
+            settings=learner.hp.resolved(),
             class_names=tuple(splits.class_names),
             image_size=learner.hp.image_size,
             channels=splits.channels,

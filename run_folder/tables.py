@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from data_sources.sources import Sources
 from reporting.files import csv_text
 from run_folder.names import METRICS
 from training.pool import ImageState, Pool
@@ -64,12 +65,12 @@ class MetricsTable:
 
 
 def queries_csv(
-    pool: Pool, class_names: Sequence[str], sources: Sequence[str], truth: Tensor | None
+    pool: Pool, class_names: Sequence[str], sources: Sources, truth: Tensor | None
 ) -> str:
     """The text of queries.csv: the images asked for and answered, by round and query order.
 
     Args:
-        sources: where each training image came from, N texts.
+        sources: where each training image came from.
         truth: true labels, int64 [N], where a simulated oracle knows them.
     """
     rows = []

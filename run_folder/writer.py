@@ -21,8 +21,9 @@ from torch import Tensor
 
 from active_learning import ActiveLearner
 from errors import UserError
-from reporting.figures import contact_sheet, learning_curve
+from reporting.figures import learning_curve
 from reporting.files import csv_text, write_atomically
+from reporting.tile_sheet import contact_sheet
 from run_folder import names
 from run_folder.checkpoint import progress_of, write_checkpoint
 from run_folder.description import DAMAGE, RunDescription, one_line, read_description

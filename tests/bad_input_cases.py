@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 
 import numpy as np
-from PIL import Image
 
 from tests.bad_input_makers import (
     FLAG,
@@ -17,7 +16,7 @@ from tests.bad_input_makers import (
     assigned,
     below_a_file,
     changed,
-    class_of_two,
+    class_of_scans,
     config_file,
     cut_short,
     damaged_in_the_middle,
@@ -43,11 +42,10 @@ from tests.bad_input_makers import (
     real_numbers,
     run_folder,
     seeded,
-    sixteen_bits,
     taken_by_a_file,
     text,
+    twelve_bits,
     with_member,
-    without,
     zip_bomb,
 )
 
@@ -78,12 +76,11 @@ NAMES: list[Case] = [
         "hyperparameters.learning_rat: unk",
         "mean learning_rate?",
     ),
-    ("missing key", without("rounds"), "hyperparameters.rounds: missing", "give it a value"),
     (
         "set an unknown key",
         assigned("hyperparameters.bach_size=8"),
         "no hyperparameters.bach",
-        "whole path",
+        "mean hyperparameters.batch_size?",
     ),
     (
         "set without a value",
@@ -117,12 +114,12 @@ NAMES: list[Case] = [
 ]
 
 VALUES: list[Case] = [
-    ("text for a number", hp(batch_size="64"), "batch_size: '64'", "at least 2"),
+    ("text for a number", hp(batch_size="many"), "batch_size: 'many'", "at least 2"),
     ("fraction for a whole number", hp(rounds=2.5), "rounds: 2.5", "at least 1"),
     ("truth for a number", hp(batch_size=True), "batch_size: True", "at least 2"),
     ("nothing for a number", hp(batch_size=None), "batch_size: None", "at least 2"),
     ("a list for a number", hp(batch_size=[8]), "batch_size: [8]", "at least 2"),
-    ("text for a rate", hp(learning_rate="1e-3"), "learning_rate: '1e-3'", "a number"),
+    ("text for a rate", hp(learning_rate="low"), "learning_rate: 'low'", "a number"),
     ("NaN for a rate", hp(learning_rate=float("nan")), "learning_rate: nan", "at least 1e-08"),
     ("infinite rate", hp(learning_rate=float("inf")), "learning_rate: inf", "at most 10.0"),
     ("negative rate", hp(learning_rate=-0.1), "learning_rate: -0.1", "at least 1e-08"),
@@ -136,7 +133,7 @@ VALUES: list[Case] = [
         "at least 1",
     ),
     ("query of 0", hp(samples_to_label=0), "samples_to_label: 0", "at least 1"),
-    ("negative budget", hp(label_budget=-1), "label_budget: -1", "at least 1"),
+    ("negative budget", hp(label_budget=-1), "label_budget: -1", "at least 0"),
     (
         "initial size over the budget",
         hp(initial_labeled_size=121),
@@ -154,12 +151,6 @@ VALUES: list[Case] = [
         hp(label_budget=5000),
         "label_budget: 5000 is more than the 1259",
         "lower",
-    ),
-    (
-        "batch over the labelled set",
-        hp(batch_size=11),
-        "batch_size: 11 is more than the 10",
-        "lower it",
     ),
     (
         "fewer candidates than a query",
@@ -321,8 +312,8 @@ FILES: list[Case] = [
     (
         "negative label",
         changed(val_labels=np.array([0, 1, -1, 0])),
-        "label -1 out of range",
-        "0 to 1",
+        "label -1, which means an image without a label",
+        "label all images",
     ),
     (
         "huge label",
@@ -403,12 +394,6 @@ IMAGE_FILES: list[Case] = [
     ),
     ("truncated image", image_folder(cut_short), "cut.png: unusable image", "replace or remove it"),
     ("image bomb", image_folder(image_bomb), "bomb.png: unusable image", "replace or remove it"),
-    (
-        "an image of another format",
-        image_folder(lambda r: Image.new("L", (9, 9)).save(r / "a" / "gif.png", "GIF")),
-        "gif.png: unusable image (cannot identify",
-        "replace or remove",
-    ),
     ("float image", image_folder(real_numbers), "deep.tif: unusable image (mode F", "with 8 bits"),
     (
         "a file in place of the folder",
@@ -416,7 +401,7 @@ IMAGE_FILES: list[Case] = [
         "set: cannot be read (Not a directory",
         "one folder of images per class",
     ),
-    ("16-bit image", image_folder(sixteen_bits), "deep.png: unusable image (mode I", "with 8 bits"),
+    ("12 bits of 16", image_folder(twelve_bits), "deep.png: this and all 1 images", "with 8 bits"),
     ("pages", image_folder(pages), "stack.tif: unusable image (3 pages", "a file of its own"),
     ("link out of the set", image_folder(linked_out), "0.png: link leads out", "copy the images"),
     (
@@ -432,12 +417,11 @@ IMAGE_FILES: list[Case] = [
         "make one folder",
     ),
     (
-        "empty class folder",
-        image_folder(lambda r: (r / "c").mkdir()),
-        "c: no image",
-        "remove the folder",
+        "class folder of other files",
+        image_folder(class_of_scans),
+        "c: no image that can be read among its 1 files (such as scan.dcm)",
+        "move the folder away",
     ),
-    ("class of two", image_folder(class_of_two), "class 'c': 2 distinct images", "add images"),
 ]
 
 HDF5_FILES: list[Case] = [
@@ -462,8 +446,8 @@ HDF5_FILES: list[Case] = [
     (
         "HDF5 channels",
         hdf5("test_x", put("x", np.zeros((200, 8, 8, 2), "u1"))),
-        "2 channels, 3 expected",
-        "convert",
+        "2 channels",
+        "give 1 or 3",
     ),
     (
         "HDF5 other key",
@@ -475,12 +459,12 @@ HDF5_FILES: list[Case] = [
         "HDF5 label count",
         hdf5("valid_y", put("y", np.zeros(9, int))),
         "shape (9,) for 200",
-        "one label per",
+        "one whole number per",
     ),
     (
-        "HDF5 class not learnt",
-        hdf5("valid_y", put("y", np.arange(200) % 3)),
-        "no image of class '2'",
+        "HDF5 one class to validate",
+        hdf5("valid_y", put("y", np.zeros(200, "u1"))),
+        "no image of class '1'",
         "add some",
     ),
     (

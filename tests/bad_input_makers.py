@@ -46,15 +46,6 @@ def hp(**changes: Any) -> Make:
     return lambda: write_config(config_of(**changes))
 
 
-def without(name: str) -> Make:
-    def make() -> list[str]:
-        config = config_of()
-        del config["hyperparameters"][name]
-        return write_config(config)
-
-    return make
-
-
 def config_file(content: bytes) -> Make:
     def make() -> list[str]:
         Path("config.yaml").write_bytes(content)
@@ -202,14 +193,13 @@ def linked_out(root: Path) -> None:
     (root / "a" / "0.png").symlink_to(root.parent / "private" / "0.png")
 
 
-def class_of_two(root: Path) -> None:
+def class_of_scans(root: Path) -> None:
     (root / "c").mkdir()
-    for number in (0, 2):
-        shutil.move(root / "a" / f"{number}.png", root / "c")
+    (root / "c" / "scan.dcm").write_text("no image")
 
 
-def sixteen_bits(root: Path) -> None:
-    Image.fromarray(np.zeros((9, 9), dtype=np.uint16)).save(root / "a" / "deep.png")
+def twelve_bits(root: Path) -> None:
+    Image.fromarray(np.full((9, 9), 4095, dtype=np.uint16)).save(root / "a" / "deep.png")
 
 
 def real_numbers(root: Path) -> None:

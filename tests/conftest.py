@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from active_learning import ActiveLearner, Observer, label_round
 from data import ImageStore, Splits, load_splits
+from tools import export
 from training.hyperparameters import Hyperparameters
 from training.metrics import classification_metrics
 from training.oracle import Oracle, Proposal, SimulatedOracle
@@ -54,9 +55,10 @@ SMALL: dict[str, Any] = {
 
 
 def small_values(**changes: Any) -> dict[str, Any]:
-    """configs/digits.yaml's hyperparameters, made small and then changed."""
+    """All hyperparameters: those of configs/digits.yaml, made small and then changed."""
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text(encoding="utf-8"))
-    return {**config["hyperparameters"], **SMALL, **changes}
+    small = Hyperparameters.from_mapping({**config["hyperparameters"], **SMALL})
+    return {**small.resolved(), **changes}
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -98,6 +100,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=200,
     )
     assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small run, exported. Read only."""
+    folder = tmp_path_factory.mktemp("export") / "new" / "model"
+    assert export.main([str(small_run), "--output", str(folder)]) == 0
     return folder
 
 

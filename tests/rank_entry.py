@@ -15,8 +15,7 @@ import runpy
 import sys
 from typing import Any
 
-from medmnist import INFO
-
+from data_sources.medmnist_table import medmnist_sets
 from tests.kill_points import KillPoint
 from tests.reliability.processes import SCRIPT
 from training.metrics import TrainingMeter
@@ -25,7 +24,7 @@ from training.metrics import TrainingMeter
 def arrange(setup: dict[str, Any], rank: int) -> None:
     """Have `setup` come true in this process."""
     if "url" in setup:
-        INFO["breastmnist"].update(url=setup["url"], MD5=setup["md5"])
+        medmnist_sets()["breastmnist"].update(url=setup["url"], MD5=setup["md5"])
     if rank == 1 and setup.get("fails") == "kill":
         KillPoint("training.metrics:TrainingMeter.update", call=4).arm()
     if rank == 1 and setup.get("fails") == "raise":

@@ -59,11 +59,15 @@ def nearest_squared(points: Array, centres: Array) -> Array:
 
 
 def k_center(points: Array, labelled: Array, k: int, weights: Array | None = None) -> list[int]:
-    """Greedy k-center, one pick at a time; the weights multiply the squared distances."""
+    """Greedy k-center, one pick at a time; the weights multiply the squared distances.
+
+    With nothing labelled, it starts at the point nearest to the (lower) median of every coordinate.
+    """
     weights = np.ones(len(points)) if weights is None else weights
     picked: list[int] = []
     if len(labelled) == 0 and k > 0:
-        picked = [int(np.argmin(((points - points.mean(axis=0)) ** 2).sum(axis=1)))]
+        middle = np.sort(points, axis=0)[(len(points) - 1) // 2]
+        picked = [int(np.argmin(((points - middle) ** 2).sum(axis=1)))]
     while len(picked) < k:
         nearest = nearest_squared(points, np.concatenate([labelled, points[picked]])) * weights
         nearest[picked] = -1

@@ -241,7 +241,7 @@ class TestRefused:
         [
             ("squeezenet1_1", 64, "does not end in one linear layer"),
             ("mobilenet_v2", 28, "64 pixels or more, not 28; raise image_size, or take"),
-            ("inception_v3", 64, r"does not take images of 64 pixels .*image_size: 224"),
+            ("inception_v3", 64, r"does not take images of 64 pixels .*need image_size: 224"),
         ],
     )
     def test_what_cannot_be_split(self, name: str, size: int, message: str) -> None:

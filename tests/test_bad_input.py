@@ -21,14 +21,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medmnist import INFO
 from PIL import Image
 
 import model_def
 from active_learning import ActiveLearner
-from data_sources import npz
-from data_sources.hdf5 import read_images as read_hdf5
-from data_sources.image_folder import decode
+from data_sources import raw
+from data_sources.hdf5 import image_blocks
+from data_sources.image_file import decode
+from data_sources.medmnist_table import medmnist_sets
 from errors import UserError
 from run_folder.writer import RunFolder
 from tests.bad_input_cases import CASES
@@ -59,7 +59,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    monkeypatch.setattr(npz, "BOMB_BYTES", 2**21)  # so that a small one will do
+    monkeypatch.setattr(raw, "BOMB_BYTES", 2**21)  # so that a small one will do
 
     def never(learner: ActiveLearner) -> None:
         pytest.fail("training began")
@@ -156,10 +156,10 @@ def test_a_download_with_another_md5(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{server.server_port}/served.npz"
-        monkeypatch.setitem(INFO[FLAG], "url", url)
+        monkeypatch.setitem(medmnist_sets()[FLAG], "url", url)
         line = complaint(data(FLAG)(), capsys)
         server.shutdown()
-    assert f"expected {INFO[FLAG]['MD5']}" in line
+    assert f"expected {medmnist_sets()[FLAG]['MD5']}" in line
     assert f"download {url} by hand and save it as" in line
     assert not list((tmp_path / "data").glob("*.npz"))
 
@@ -172,9 +172,9 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("found", "environment", "thing", "remedy"),
     [
-        (0, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES: 0, and torch", "unset it to run"),
+        (0, {"CUDA_VISIBLE_DEVICES": "0"}, "CUDA_VISIBLE_DEVICES: 0, but torch", "unset it to run"),
         (0, {"CUDA_VISIBLE_DEVICES": "GPU-9"}, "CUDA_VISIBLE_DEVICES: GPU-9", "unset it to run"),
-        (1, {"LOCAL_WORLD_SIZE": "3"}, "3 processes and 1 GPUs", "start one for each GPU"),
+        (1, {"LOCAL_WORLD_SIZE": "3"}, "3 processes but 1 GPUs", "start one per GPU"),
     ],
 )
 def test_gpus_that_are_not_there(
@@ -209,7 +209,7 @@ def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int
 
 def test_gpus_of_a_cluster_that_torch_cannot_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="slots_per_trial: 2 GPUs assigned, none that torch"):
+    with pytest.raises(UserError, match="slots_per_trial: 2 GPUs are assigned, but torch"):
         check_devices({}, 2, 1)
     check_devices({"CUDA_VISIBLE_DEVICES": "-1"}, 0, 4)
 
@@ -245,7 +245,7 @@ def test_a_damaged_image_is_decoded_or_refused(content: st.DataObject) -> None:
     Image.fromarray(np.arange(144, dtype=np.uint8).reshape(12, 12)).save("image.png", kind)
     damage(Path("image.png"), content, 60)
     with contextlib.suppress(UserError):
-        assert decode(Path("image.png"), 8).shape[:2] == (8, 8)
+        assert decode(Path("image.png"), 8).pixels.shape[:2] == (8, 8)
 
 
 @settings(max_examples=60)
@@ -257,7 +257,7 @@ def test_a_damaged_hdf5_file_is_read_or_refused(content: st.DataObject) -> None:
         file["x"] = np.zeros((4, 8, 8), dtype=np.uint8)
     damage(Path("images.h5"), content, 400)
     with contextlib.suppress(UserError):
-        read_hdf5(Path("images.h5"), 8)
+        list(image_blocks(Path("images.h5"), 8))
 
 
 @settings(max_examples=60)

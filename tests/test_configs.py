@@ -51,8 +51,9 @@ def test_there_are_configs() -> None:
     } <= names
 
 
-def test_every_hyperparameter_stands_in_every_file(config_file: Path) -> None:
-    assert list(load(config_file)["hyperparameters"]) == NAMES
+def test_files_are_short(config_file: Path) -> None:
+    longest = 70 if config_file.name == "config.yaml" else 35
+    assert 8 <= len(config_file.read_text(encoding="utf-8").splitlines()) <= longest
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,15 +72,6 @@ def test_samples_are_valid(config_file: Path) -> None:
         Hyperparameters.from_mapping(values)
 
 
-def test_every_value_has_a_comment(config_file: Path) -> None:
-    section = ""
-    for line in config_file.read_text(encoding="utf-8").splitlines():
-        if re.match(r"^\w+:", line):
-            section = line
-        if section.startswith("hyperparameters:") and re.match(r"^  \w+:", line):
-            assert "  # " in line, line
-
-
 def test_nothing_deprecated(config_file: Path) -> None:
     config = load(config_file)
     assert keys(config).isdisjoint(DEPRECATED)
@@ -94,8 +86,6 @@ def test_search_covers_the_main_hyperparameters() -> None:
         "learning_rate",
         "weight_decay",
         "batch_size",
-        "initial_labeled_size",
-        "samples_to_label",
         "uncertainty_passes",
         "query_strategy",
     }

@@ -15,9 +15,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medmnist import INFO
 
 from data import ImageStore, Splits, channel_statistics, load_splits, normalise
+from data_sources.medmnist_table import medmnist_sets
 from errors import UserError
 from tests.bad_input_makers import as_npz, good_arrays, plain_user
 
@@ -71,7 +71,7 @@ def test_colour_images_become_channels_first(tmp_path: Path) -> None:
 
 
 def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
-    assert INFO["retinamnist"]["task"] == "ordinal-regression"
+    assert medmnist_sets()["retinamnist"]["task"] == "ordinal-regression"
     arrays: Arrays = {}
     for split in ("train", "val", "test"):
         arrays[f"{split}_images"] = np.zeros((5, 28, 28, 3), dtype=np.uint8)
@@ -80,9 +80,11 @@ def test_ordinal_labels_are_classes(tmp_path: Path) -> None:
     assert load("retinamnist", tmp_path).num_classes == 5
 
 
-@pytest.mark.parametrize("flag", sorted(flag for flag in INFO if not flag.endswith("3d")))
+@pytest.mark.parametrize(
+    "flag", sorted(flag for flag in medmnist_sets() if not flag.endswith("3d"))
+)
 def test_every_set_by_name(tmp_path: Path, flag: str) -> None:
-    info = INFO[flag]
+    info = medmnist_sets()[flag]
     if flag == "chestmnist":
         with pytest.raises(UserError, match=r"chestmnist is multi-label.*choose one of bloodmnist"):
             load(flag, tmp_path)
@@ -159,7 +161,7 @@ def test_a_missing_file_without_download_says_where_to_get_it(tmp_path: Path) ->
     with pytest.raises(UserError) as error:
         load(FLAG, tmp_path / "none")
     assert f"{tmp_path}/none/{FLAG}.npz: no such file" in one_line(error)
-    assert INFO[FLAG]["url"] in one_line(error)
+    assert medmnist_sets()[FLAG]["url"] in one_line(error)
 
 
 @pytest.mark.parametrize("below", ["", "new"])

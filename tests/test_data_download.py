@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from filelock import FileLock
-from medmnist import INFO
 
 from data import Splits, load_splits
 from data_sources import download
+from data_sources.medmnist_table import medmnist_sets
 from errors import DownloadError
 
 FLAG = "breastmnist"
@@ -69,8 +69,8 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     with Server(("127.0.0.1", 0), Handler) as running:
         running.content = (tmp_path / "served.npz").read_bytes()
         running.promised = len(running.content)
-        monkeypatch.setitem(INFO[FLAG], "url", f"{running.url}/file.npz?download=1")
-        monkeypatch.setitem(INFO[FLAG], "MD5", hashlib.md5(running.content).hexdigest())
+        monkeypatch.setitem(medmnist_sets()[FLAG], "url", f"{running.url}/file.npz?download=1")
+        monkeypatch.setitem(medmnist_sets()[FLAG], "MD5", hashlib.md5(running.content).hexdigest())
         thread = threading.Thread(target=running.serve_forever, args=(0.01,))
         thread.start()
         yield running
@@ -94,7 +94,10 @@ def failure(data_dir: Path) -> str:
     assert left <= {f".{FLAG}.npz.lock"}
     message = str(error.value)
     assert "\n" not in message
-    assert f"download {INFO[FLAG]['url']} by hand and save it as {data_dir / FLAG}.npz" in message
+    assert (
+        f"download {medmnist_sets()[FLAG]['url']} by hand and save it as {data_dir / FLAG}.npz"
+        in message
+    )
     return message
 
 
@@ -114,14 +117,14 @@ def test_a_missing_file_is_fetched_once(
 
 def test_a_file_that_is_there_is_not_held_to_the_checksum(server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{FLAG}.npz").write_bytes(server.content)
-    INFO[FLAG]["MD5"] = "0" * 32
+    medmnist_sets()[FLAG]["MD5"] = "0" * 32
     load(tmp_path)
     assert server.requests == 0
 
 
 def test_wrong_checksum(server: Server, tmp_path: Path) -> None:
     server.content = server.content[:-1] + b"?"
-    assert f"expected {INFO[FLAG]['MD5']}" in failure(tmp_path / "data")
+    assert f"expected {medmnist_sets()[FLAG]['MD5']}" in failure(tmp_path / "data")
 
 
 def test_connection_lost_halfway(server: Server, tmp_path: Path) -> None:
@@ -130,21 +133,21 @@ def test_connection_lost_halfway(server: Server, tmp_path: Path) -> None:
 
 
 def test_file_gone_from_the_server(server: Server, tmp_path: Path) -> None:
-    INFO[FLAG]["url"] = f"{server.url}/missing"
+    medmnist_sets()[FLAG]["url"] = f"{server.url}/missing"
     assert "HTTP Error 404" in failure(tmp_path / "data")
 
 
 def test_connection_refused(server: Server, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as unused:
         port = unused.getsockname()[1]
-    INFO[FLAG]["url"] = f"http://127.0.0.1:{port}/file.npz"
+    medmnist_sets()[FLAG]["url"] = f"http://127.0.0.1:{port}/file.npz"
     assert "Connection refused" in failure(tmp_path / "data")
 
 
 def test_silent_server(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        INFO[FLAG]["url"] = f"http://127.0.0.1:{silent.getsockname()[1]}/file.npz"
+        medmnist_sets()[FLAG]["url"] = f"http://127.0.0.1:{silent.getsockname()[1]}/file.npz"
         assert "timed out" in failure(tmp_path / "data")
 
 
@@ -164,7 +167,14 @@ def test_processes_at_once_fetch_once(server: Server, tmp_path: Path) -> None:
         "import sys; from pathlib import Path; from data_sources.download import download_once; "
         "download_once(sys.argv[1], sys.argv[2], Path(sys.argv[3]))"
     )
-    command = [sys.executable, "-c", code, INFO[FLAG]["url"], INFO[FLAG]["MD5"], str(target)]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        medmnist_sets()[FLAG]["url"],
+        medmnist_sets()[FLAG]["MD5"],
+        str(target),
+    ]
     processes = [subprocess.Popen(command, cwd=ROOT) for _ in range(3)]
     assert [process.wait(timeout=30) for process in processes] == [0, 0, 0]
     assert server.requests == 1

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from data import Splits, load_splits
-from data_sources import image_folder
+from data_sources import image_file, image_folder
 from errors import UserError
 
 SIZE = 12
@@ -59,11 +59,11 @@ def data_dir(tmp_path: Path) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files decoded so far."""
     names: list[str] = []
-    decode = image_folder.decode
+    decode = image_file.decode
 
-    def recording(path: Path, size: int) -> Any:
+    def recording(path: Path, size: int, **options: Any) -> Any:
         names.append(path.name)
-        return decode(path, size)
+        return decode(path, size, **options)
 
     monkeypatch.setattr(image_folder, "decode", recording)
     return names
@@ -192,12 +192,20 @@ def test_files_are_decoded_once(data_dir: Path, decoded: list[str]) -> None:
     assert len(decoded) == 20
     assert load(data_dir).fingerprint() == first.fingerprint()
     assert len(decoded) == 20
+    os.utime(data_dir / "set" / "a" / "0.png", (1, 1))  # the same content
+    load(data_dir)
+    assert len(decoded) == 20
     load(data_dir, image_size=SIZE + 1)
     assert len(decoded) == 40
 
 
-def touch(root: Path) -> None:
-    os.utime(root / "a" / "0.png", (1, 1))
+def replace_unnoticed(root: Path) -> None:
+    """Other pixels, and the size and modification time that the file had."""
+    before = (root / "a" / "0.bmp").stat()
+    save(root / "a" / "0.bmp", noise(98))
+    os.utime(root / "a" / "0.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = (root / "a" / "0.bmp").stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
 
 
 def grow(root: Path) -> None:
@@ -224,8 +232,9 @@ def damage_cache(root: Path) -> None:
     cache.write_bytes(cache.read_bytes()[:-100])
 
 
-@pytest.mark.parametrize("change", [touch, grow, rename, move, add, damage_cache])
+@pytest.mark.parametrize("change", [replace_unnoticed, grow, rename, move, add, damage_cache])
 def test_a_stale_cache_is_made_again(data_dir: Path, decoded: list[str], change: Any) -> None:
+    save(data_dir / "set" / "a" / "0.bmp", noise(97))
     load(data_dir)
     change(data_dir / "set")
     decoded.clear()

@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_sources.splitting import SplitRequest, duplicate_groups, stratified_split
-from errors import UserError
 
 REQUEST = SplitRequest(seed=0, validation_fraction=0.1, test_fraction=0.2)
 
@@ -60,11 +59,21 @@ def test_seeds_differ() -> None:
     assert not np.array_equal(first, second)
 
 
-def test_a_class_too_small_to_share_out() -> None:
-    labels = np.array([0] * 9 + [1] * 4)
-    groups = np.array([*range(9), 9, 9, 9, 12])
-    with pytest.raises(UserError, match="class 'rare': 2 distinct images, at least 3"):
-        stratified_split(labels, groups, ["common", "rare"], REQUEST)
+@pytest.mark.parametrize(("count", "splits"), [(1, [1, 0, 0]), (2, [1, 1, 0]), (3, [1, 1, 1])])
+def test_a_small_class_reaches_the_splits_it_can(count: int, splits: list[int]) -> None:
+    labels = np.array([0] * 9 + [1] * count)
+    parts = stratified_split(labels, np.arange(len(labels)), ["common", "rare"], REQUEST)
+    assert [int((labels[part] == 1).sum()) for part in parts] == splits
+
+
+def test_images_without_a_label_are_split_like_a_class() -> None:
+    labels = np.array([0] * 30 + [1] * 30 + [-1] * 100)
+    parts = stratified_split(labels, np.arange(160), ["a", "b"], REQUEST)
+    labelled = stratified_split(labels[:60], np.arange(60), ["a", "b"], REQUEST)
+    shares = (labels[parts[1]] == -1).sum(), (labels[parts[2]] == -1).sum()
+    assert shares == (100 * REQUEST.validation_fraction, 100 * REQUEST.test_fraction)
+    for part, expected in zip(parts, labelled, strict=True):
+        assert part[part < 60].tolist() == expected.tolist()
 
 
 def test_equal_images_are_one_group() -> None:

@@ -27,8 +27,8 @@ from sklearn.metrics import (
 
 from reporting import measures
 from reporting.calibration import fit_temperature
-from reporting.figures import shorten
 from reporting.grad_cam import grad_cam
+from reporting.intervals import Estimate
 from resnet_custom import ARCHITECTURES, SplitNetwork
 from run_folder.reader import open_run
 from tests.conftest import SHARED_DATA
@@ -46,34 +46,41 @@ def made_up(classes: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Te
     return (logits + torch.nn.functional.one_hot(labels, classes)).softmax(1), labels
 
 
-def measured(probabilities: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-    found = measures.measures(probabilities, labels, torch.ones(1, len(labels)))
-    return {name: value[0] for name, value in found.items()}
+def estimated(
+    probabilities: torch.Tensor, labels: torch.Tensor, groups: torch.Tensor | None = None
+) -> tuple[dict[str, Estimate], dict[str, list[Estimate]]]:
+    generator = torch.Generator().manual_seed(0)
+    return measures.estimates(probabilities, probabilities, labels, groups, 300, generator)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("classes", "task"), [(2, "binary-class"), (9, "multi-class")])
 def test_measures_equal_medmnist_and_sklearn(classes: int, task: str, seed: int) -> None:
     probabilities, labels = made_up(classes, 300, seed)
-    found = measured(probabilities, labels)
-    truth, scores = labels.numpy(), probabilities.numpy()
-    predicted = scores.argmax(1)
-    assert found["auc"].item() == pytest.approx(getAUC(truth[:, None], scores, task))
-    assert found["accuracy"].item() == pytest.approx(getACC(truth[:, None], scores, task))
-    assert found["balanced_accuracy"].item() == pytest.approx(
+    scores, class_scores = estimated(probabilities, labels)
+    truth, predictions = labels.numpy(), probabilities.numpy()
+    predicted = predictions.argmax(1)
+    assert scores["auc"].value == pytest.approx(getAUC(truth[:, None], predictions, task))
+    assert scores["accuracy"].value == pytest.approx(getACC(truth[:, None], predictions, task))
+    assert scores["balanced_accuracy"].value == pytest.approx(
         balanced_accuracy_score(truth, predicted)
+    )
+    assert scores["brier"].value == pytest.approx(
+        ((predictions - np.eye(classes)[truth]) ** 2).sum(1).mean()
     )
     expected = precision_recall_fscore_support(truth, predicted, zero_division=0)
     means = precision_recall_fscore_support(truth, predicted, average="macro", zero_division=0)
-    for place, name in enumerate(("precision", "recall", "f1")):
-        np.testing.assert_allclose(found[name], expected[place])
-        assert found[f"macro_{name}"].item() == pytest.approx(means[place])
-    areas = [roc_auc_score(truth == c, scores[:, c]) for c in range(classes)]
-    np.testing.assert_allclose(found["class_auc"], areas)
-    counts = measures.confusion_counts(
-        probabilities.argmax(1), labels, torch.ones(1, 300), classes
-    )[0]
+    counts = measures.confusion_counts(probabilities.argmax(1), labels, classes)
     np.testing.assert_array_equal(counts, confusion_matrix(truth, predicted))
+    of_counts = measures.class_measures(counts)
+    for place, name in enumerate(("precision", "recall", "f1")):
+        np.testing.assert_allclose([one.value for one in class_scores[name]], expected[place])
+        np.testing.assert_allclose(of_counts[name], expected[place])
+        if name != "recall":
+            assert scores[f"macro_{name}"].value == pytest.approx(means[place])
+    areas = [roc_auc_score(truth == c, predictions[:, c]) for c in range(classes)]
+    np.testing.assert_allclose([one.value for one in class_scores["class_auc"]], areas)
+    np.testing.assert_allclose(measures.class_areas(probabilities, labels), areas)
 
 
 @pytest.mark.skipif(
@@ -85,34 +92,22 @@ def test_measures_equal_medmnists_evaluator_on_an_official_file() -> None:
     logits = torch.randn(len(labels), 2, generator=torch.Generator().manual_seed(0)).double()
     probabilities = logits.softmax(1)
     area, accuracy = evaluator.evaluate(probabilities.numpy())
-    found = measured(probabilities, labels)
-    assert found["auc"].item() == pytest.approx(area)
-    assert found["accuracy"].item() == pytest.approx(accuracy)
-
-
-def test_weights_stand_for_repeated_images() -> None:
-    probabilities, labels = made_up(4, 60, 0)
-    weights = measures.bootstrap_weights(3, 60, torch.Generator().manual_seed(1))
-    assert weights.sum(1).tolist() == [60, 60, 60]
-    together = measures.measures(probabilities, labels, weights)
-    for row in range(3):
-        times = weights[row].long()
-        alone = measured(probabilities.repeat_interleave(times, 0), labels.repeat_interleave(times))
-        for name, value in alone.items():
-            torch.testing.assert_close(together[name][row], value, equal_nan=True)
+    scores, _ = estimated(probabilities, labels)
+    assert scores["auc"].value == pytest.approx(area)
+    assert scores["accuracy"].value == pytest.approx(accuracy)
 
 
 def test_known_brier() -> None:
     probabilities = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [0.8, 0.2]]).double()
-    found = measured(probabilities, torch.tensor([0, 0, 1, 0]))
-    assert found["brier"].item() == pytest.approx((0 + 2 + 0.5 + 0.08) / 4)
+    scores, _ = estimated(probabilities, torch.tensor([0, 0, 1, 0]))
+    assert scores["brier"].value == pytest.approx((0 + 2 + 0.5 + 0.08) / 4)
 
 
 def test_known_calibration_error() -> None:
     # Ten images, 0.9 sure, six of them right; ten, 0.6 sure, six of them right.
     probabilities = torch.tensor([[0.9, 0.1]] * 10 + [[0.6, 0.4]] * 10).double()
     labels = torch.tensor(([0] * 6 + [1] * 4) * 2)
-    assert measured(probabilities, labels)["ece"].item() == pytest.approx(0.5 * 0.3)
+    assert estimated(probabilities, labels)[0]["ece"].value == pytest.approx(0.5 * 0.3)
     confidence = torch.tensor([0.0, 1 / 15, 1 / 15 + 1e-9, 1.0], dtype=torch.float64)
     assert measures.confidence_bins(confidence).tolist() == [0, 0, 1, 14]
 
@@ -120,37 +115,12 @@ def test_known_calibration_error() -> None:
 def test_absent_and_unpredicted_classes() -> None:
     # Class 2 has no image; class 1 has one and is never predicted.
     probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.5, 0.4, 0.1], [0.2, 0.1, 0.7]]).double()
-    found = measured(probabilities, torch.tensor([0, 1, 0]))
-    assert found["recall"][:2].tolist() == [0.5, 0.0]
-    assert found["precision"][:2].tolist() == [0.5, 0.0]
-    for name in ("precision", "recall", "f1", "class_auc"):
-        assert math.isnan(found[name][2].item())
-    assert found["balanced_accuracy"].item() == 0.25
-
-
-def test_intervals_cover_and_repeat() -> None:
-    probabilities, labels = made_up(3, 400, 0)
-
-    def estimate() -> dict[str, list[measures.Estimate]]:
-        generator = torch.Generator().manual_seed(0)
-        return measures.estimates(probabilities, probabilities, labels, 1000, generator)
-
-    first = estimate()
-    assert first == estimate()
-    (accuracy,) = first["accuracy"]
-    assert accuracy.low < accuracy.value < accuracy.high
-    deviation = math.sqrt(accuracy.value * (1 - accuracy.value) / 400)
-    assert accuracy.high - accuracy.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
-    assert first["ece"] == first["ece_calibrated"]
-
-
-def test_blocks_of_resamples_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    probabilities, labels = made_up(3, 50, 0)
-    monkeypatch.setattr(measures, "BLOCK_ELEMENTS", 7 * 50)
-    found = measures.estimates(
-        probabilities, probabilities, labels, 20, torch.Generator().manual_seed(0)
-    )
-    assert 0 <= found["accuracy"][0].low <= found["accuracy"][0].high <= 1
+    scores, class_scores = estimated(probabilities, torch.tensor([0, 1, 0]))
+    assert [one.value for one in class_scores["recall"][:2]] == [0.5, 0.0]
+    assert [one.value for one in class_scores["precision"][:2]] == [0.5, 0.0]
+    for name in measures.PER_CLASS:
+        assert math.isnan(class_scores[name][2].value)
+    assert scores["balanced_accuracy"].value == 0.25
 
 
 def test_temperature_undoes_overconfidence() -> None:
@@ -335,7 +305,7 @@ class TestRefusals:
     def test_settings_of_another_version(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (copy / "config.yaml").write_text("hyperparameters: {dataset: digits}")
+        (copy / "config.yaml").write_text("hyperparameters: {dataset: digits, rouns: 3}")
         assert "config.yaml" in self.refused(capsys, str(copy))
 
     def test_weights_of_another_network(
@@ -348,8 +318,3 @@ class TestRefusals:
     def test_output_that_is_a_file(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = copy / "config.yaml"
         assert "--output-dir" in self.refused(capsys, str(copy), "--output-dir", str(place))
-
-
-def test_shortened_names() -> None:
-    assert shorten("platelet") == "platelet"
-    assert shorten("a" * 30, 10) == "a" * 9 + "…"

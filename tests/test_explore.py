@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +16,14 @@ from PIL import Image
 
 from data import ImageStore, Splits
 from reporting import duplicates
-from reporting.duplicates import first_copies, near_pairs
+from reporting.duplicates import Pairs, exact_copies, near_copies
 from reporting.label_errors import suspected_labels
 from run_folder.reader import open_run
 from tests.conftest import ROOT
 from tools.explore import __main__ as explore
 from tools.explore.examine import explore_data
-from tools.explore.report import html_report, text_table
+from tools.explore.report import html_report
+from tools.explore.tables import text_table
 
 
 def smooth(count: int, seed: int, channels: int = 3, size: int = 24) -> torch.Tensor:
@@ -44,47 +47,78 @@ def recompressed(image: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.array(again)).permute(2, 0, 1).int().add(20).clamp(0, 255).byte()
 
 
+def positions(pairs: Pairs) -> set[tuple[int, int]]:
+    return set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
+
+
 class TestDuplicates:
     def test_equal_bytes_across_splits(self) -> None:
         images = smooth(20, 0)
         splits = [images[:10], images[[10, 3, 11]], images[[11, 3]]]
-        assert first_copies(splits).tolist() == [*range(11), 3, 12, 12, 3]
+        assert positions(exact_copies(splits)) == {(3, 11), (12, 13), (3, 14)}
 
     def test_changed_copies_are_found_and_nothing_else(self) -> None:
         images = smooth(60, 0)
         copies = torch.stack([recompressed(images[i]) for i in (7, 31)])
-        found = near_pairs([images[:40], images[40:], copies], torch.arange(62), 0.95, generator())
-        pairs = set(zip(found.first.tolist(), found.second.tolist(), strict=True))
-        assert pairs == {(7, 60), (31, 61)}
+        found = near_copies([images[:40], images[40:], copies], torch.arange(62), 0.95, generator())
+        assert positions(found) == {(7, 60), (31, 61)}
         assert found.similarity.min() > 0.95
 
     @pytest.mark.parametrize("size", [24, 45])  # below and above the size compared
-    def test_equal_to_all_correlations(self, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("many", [0, 10_000])  # products of all pixels, or pair by pair
+    def test_equal_to_all_correlations(
+        self, size: int, many: int, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         """Neither the components nor the blocks lose a pair."""
-        for name, value in {"COMPONENTS": 5, "ROWS": 7, "COLUMNS": 16, "BLOCK": 3}.items():
+        for name, value in {
+            "COMPONENTS": 5, "ROWS": 7, "COLUMNS": 16, "BLOCK": 3, "MOST_COPIES": 100,
+            "MANY_CANDIDATES": many,
+        }.items():  # fmt: skip
             monkeypatch.setattr(duplicates, name, value)
         images = torch.cat([smooth(50, 0, size=size), smooth(50, 0, size=size).flip(3)])
         images = (images // 2 + smooth(1, 5, size=size) // 2).contiguous()  # all somewhat alike
         whole = duplicates._standardised(images)
         expected = {(i, j) for i, j in ((whole @ whole.T).triu(1) >= 0.6).nonzero().tolist()}
-        found = near_pairs([images[:30], images[30:]], torch.arange(100), 0.6, generator())
-        assert set(zip(found.first.tolist(), found.second.tolist(), strict=True)) == expected
+        found = near_copies([images[:30], images[30:]], torch.arange(100), 0.6, generator())
+        assert positions(found) == expected
         assert len(expected) > 20
 
     def test_flat_images_are_like_none(self) -> None:
         images = torch.full((6, 3, 24, 24), 200, dtype=torch.uint8)
-        assert len(near_pairs([images], torch.arange(6), 0.95, generator()).first) == 0
+        assert len(near_copies([images], torch.arange(6), 0.95, generator())) == 0
 
-    def test_too_many_pairs_raise_the_bar(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(duplicates, "MOST_PAIRS", 10)
-        image = smooth(1, 0).float()
-        noise = torch.randn(30, 3, 24, 24, generator=generator())
-        images = (image + noise * torch.arange(30)[:, None, None, None]).clamp(0, 255).byte()
-        found = near_pairs([images], torch.arange(30), 0.5, generator())
-        everything = duplicates._standardised(images)
-        best = (everything @ everything.T).triu(1).flatten().sort(descending=True).values[:10]
-        torch.testing.assert_close(found.similarity, best)
-        assert found.threshold == pytest.approx(float(best[-1]))
+    def test_frames_of_a_film_are_listed_a_few_times_each(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """No image loses its copy in another split to its many copies in its own."""
+        monkeypatch.setattr(duplicates, "COLUMNS", 16)
+        noise = torch.randn(300, 3, 24, 24, generator=generator())
+        frames = (smooth(1, 0).float() + 4 * noise).clamp(0, 255).byte()
+        splits = [frames[:200], frames[200:250], frames[250:]]
+        found = near_copies(splits, torch.arange(300), 0.95, generator())
+        of_split = torch.bucketize(found.first, torch.tensor([200, 250]), right=True)
+        for image in range(250, 300):
+            counts = of_split[found.second == image].bincount(minlength=3).tolist()
+            assert counts == [3, 3, min(3, image - 250)]
+        assert len(found) < 300 * 3 * 3
+
+    def test_images_of_noise_are_not_compared_pair_by_pair(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        compared: list[int] = []
+        whole = duplicates._similarity
+
+        def counted(splits: Sequence[torch.Tensor], pair: torch.Tensor) -> torch.Tensor:
+            compared.append(pair.shape[1])
+            return whole(splits, pair)
+
+        monkeypatch.setattr(duplicates, "_similarity", counted)
+        monkeypatch.setattr(duplicates, "MANY_CANDIDATES", 100)
+        noise = torch.randint(0, 256, (300, 3, 24, 24), generator=generator(), dtype=torch.uint8)
+        noise[299] = recompressed(noise[5])
+        found = near_copies([noise], torch.arange(300), 0.5, generator())
+        assert positions(found) == {(5, 299)}
+        assert sum(compared) < 2000
 
 
 class TestSuspectedLabels:
@@ -124,7 +158,8 @@ def planted() -> Splits:
     test = images[60:].clone()
     test[4] = images[9]
     parts = [(images[:40], labels[:40]), (images[40:60], labels[40:60]), (test, labels[60:])]
-    return Splits("planted", *(ImageStore(x, y, names) for x, y in parts))
+    train, val, test_part = (ImageStore(x, y, names) for x, y in parts)
+    return Splits("planted", train, val, test_part)
 
 
 def test_report_without_a_run(planted: Splits) -> None:
@@ -141,8 +176,8 @@ def test_report_without_a_run(planted: Splits) -> None:
     means = planted.train.images[planted.train.labels == 1].double().mean((1, 2, 3))
     assert found.brightness[1, 0].item() == pytest.approx(means.mean().item())
     text = text_table(found, None)
-    (row,) = (line for line in text.splitlines() if line.startswith("training and test"))
-    assert row.split()[3:] == ["1", "1", "0", "0"]
+    (row,) = (line for line in text.splitlines() if line.startswith("test, copy in training"))
+    assert row.split()[4:] == ["1", "1", "0", "0"]
     html = html_report(found, None)
     assert "&lt;three&gt;" in html
     assert "<three>" not in html
@@ -160,11 +195,14 @@ def test_command_line_on_a_run(
     sums = [sum(one["images"][split] for one in numbers["classes"]) for split in ("train", "test")]
     assert sums == [len(run.splits.train), len(run.splits.test)]
     suspected = numbers["suspected_labels"]
-    assert suspected["found"] >= len(suspected["listed"]) > 0
+    assert suspected["suspected"] >= len(suspected["listed"]) > 0
     for one in suspected["listed"]:
         assert one["suggested_probability"] > one["given_probability"]
         labelled = one["split"] == "train" and run.pool.acquired_round[one["index"]] >= 0
         assert one["trained_on"] == bool(labelled)
+        assert one["image"] == getattr(run.splits, one["split"]).sources[one["index"]]
+    rows = list(csv.DictReader((tmp_path / "new" / "out" / "suspected_labels.csv").open()))
+    assert [row["image"] for row in rows[:5]] == [one["image"] for one in suspected["listed"][:5]]
     html = (tmp_path / "new" / "out" / "exploration.html").read_text("utf-8")
     assert html.count("<img") > 10
 
@@ -187,7 +225,9 @@ def test_refusals(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     )
     missing = ["--config", other, "--data-dir", str(tmp_path / "nowhere")]
     config = (ROOT / "configs" / "quick.yaml").read_text("utf-8")
-    (tmp_path / "config.yaml").write_text(config.replace("pathmnist  #", "folder:absent  #"))
+    (tmp_path / "config.yaml").write_text(
+        config.replace("dataset: pathmnist", "dataset: folder:absent")
+    )
     missing[1] = str(tmp_path / "config.yaml")
     assert "absent" in refused(capsys, *missing)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,13 @@ from errors import UserError
 from resnet_custom import SplitNetwork
 from run_folder import reader
 from run_folder.reader import Run, open_run
+from serving.exported import read_exported, read_references
+from serving.outliers import Neighbours
 from tools import export
+from tools.container_files import PACKAGES
+from tools.evaluate.measure import evaluate_split
 from tools.model_card import model_card
+from tools.onnx_file import Agreement, compare_onnx, write_onnx
 from training.inference import Inference
 
 
@@ -27,17 +33,45 @@ def run(small_run: Path) -> Run:
     return open_run(small_run)
 
 
-@pytest.fixture(scope="module")
-def exported(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "new" / "model"
-    assert export.main([str(small_run), "--output", str(folder)]) == 0
-    return folder
-
-
 def test_nothing_else_is_left(exported: Path) -> None:
-    names = {path.name for path in exported.iterdir()}
-    assert names == {"README.md", "config.json", "model.onnx", "model.safetensors"}
+    assert {path.name for path in exported.iterdir()} == {
+        "Dockerfile",
+        "README.md",
+        "config.json",
+        "model.onnx",
+        "model.safetensors",
+        "references.safetensors",
+        "service",
+    }
     assert [path.name for path in exported.parent.iterdir()] == ["model"]
+
+
+def test_outlier_rule_flags_a_twentieth_of_validation(exported: Path, run: Run) -> None:
+    model = read_exported(exported)
+    references = read_references(exported, model)
+    assert model.outliers is not None
+    assert references is not None
+    assert len(references) == len(run.pool.labelled) == model.training.labelled_images
+    session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
+    images = {"images": run.splits.val.images.numpy()}
+    (embeddings,) = session.run(["embeddings"], images)
+    flagged = Neighbours(references).distances(embeddings) > model.outliers.threshold
+    assert flagged.mean() == pytest.approx(0.05, abs=2 / len(flagged))
+
+
+def test_temperature_is_that_of_the_evaluation(exported: Path, run: Run) -> None:
+    temperature = read_exported(exported).temperature
+    assert temperature == pytest.approx(evaluate_split(run, "val").temperature, rel=1e-3)
+
+
+def test_container_has_all_of_the_service(exported: Path) -> None:
+    requirements = (exported / "service" / "requirements.txt").read_text(encoding="utf-8")
+    named = {line.split(">")[0] for line in requirements.splitlines()}
+    assert named == set(PACKAGES)
+    dockerfile = (exported / "Dockerfile").read_text(encoding="utf-8")
+    for source in ("service/requirements.txt", "README.md"):
+        assert (exported / source).is_file()
+        assert source in dockerfile
 
 
 def test_safetensors_and_config_rebuild_the_network(exported: Path, run: Run) -> None:
@@ -53,6 +87,7 @@ def test_safetensors_and_config_rebuild_the_network(exported: Path, run: Run) ->
     torch.testing.assert_close(logits, run.inference.logits(run.inference.embed(images, "test")))
     assert config["classes"] == list(run.splits.class_names)
     assert config["image_size"] == images.shape[-1]
+    assert config["training"]["fingerprint"] == run.fingerprint
 
 
 @pytest.mark.parametrize("count", [1, 3, 100])
@@ -60,10 +95,12 @@ def test_onnx_agrees_for_any_number_of_images(exported: Path, run: Run, count: i
     onnx.checker.check_model(str(exported / "model.onnx"))
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
     images = run.splits.test.images[:count]
-    logits, probabilities = session.run(None, {"images": images.numpy()})
+    logits, probabilities, embeddings = session.run(None, {"images": images.numpy()})
     expected = run.inference.logits(run.inference.embed(images, "test"))
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
+    embedded = run.inference.embed(images, "test")
+    np.testing.assert_allclose(embeddings, embedded.numpy(), atol=1e-4)
 
 
 def test_card_owns_up_to_wrong_labels(exported: Path, run: Run) -> None:
@@ -72,7 +109,8 @@ def test_card_owns_up_to_wrong_labels(exported: Path, run: Run) -> None:
     for row in queries[:3]:
         row["label"] = str((int(row["true_label"]) + 1) % 10)
     hp = dataclasses.replace(run.hp, label_noise=0.3)
-    card = model_card(dataclasses.replace(run, queries=queries, hp=hp), None, 0.0)
+    noisy = dataclasses.replace(run, queries=queries, hp=hp)
+    card = model_card(noisy, read_exported(exported), None, Agreement(1, 0.0, 0), "given images")
     assert "3 of these labels are wrong" in card
     assert "(`label_noise: 0.3`)" in card
 
@@ -102,7 +140,7 @@ def test_without_the_data_set(
     assert export.main(arguments) == 2
     assert "by --images" in capsys.readouterr().err
     assert export.main([*arguments, "--images", str(tmp_path / "some.npz")]) == 0
-    assert "of 9 given images" in capsys.readouterr().out
+    assert "of 9 images (given images)" in capsys.readouterr().out
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     row = run.metrics[run.round]
     assert f"| accuracy | {row['val_accuracy']:.3f} | {row['test_accuracy']:.3f} |" in card
@@ -111,6 +149,9 @@ def test_without_the_data_set(
     assert f"| 3 | 3 | {spent} | {precision:.3f} | {recall:.3f} |" in card
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert config["temperature"] is None
+    assert config["outliers"] is None
+    assert not (tmp_path / "out" / "references.safetensors").exists()
+    assert "no outlier flag" in card
 
 
 def test_resnet_can_be_exported(tmp_path: Path) -> None:
@@ -118,8 +159,8 @@ def test_resnet_can_be_exported(tmp_path: Path) -> None:
     network = SplitNetwork("resnet18", 3, 3, generator).eval()
     inference = Inference(network, torch.full((3,), 0.5), torch.ones(3), torch.float32, 8)
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
-    export._write_onnx(inference, images[:2], tmp_path / "model.onnx")
-    assert export._onnx_difference(inference, images, tmp_path / "model.onnx") < 1e-4
+    write_onnx(inference, images[:2], tmp_path / "model.onnx")
+    assert compare_onnx(inference, images, tmp_path / "model.onnx").other_classes == 0
 
 
 def test_another_network_is_noticed(exported: Path, run: Run) -> None:
@@ -127,7 +168,45 @@ def test_another_network_is_noticed(exported: Path, run: Run) -> None:
     inference = Inference(other, run.inference.mean, run.inference.std, torch.float32, 8)
     images = run.splits.val.images[:8]
     with pytest.raises(UserError, match="differ from PyTorch"):
-        export._onnx_difference(inference, images, exported / "model.onnx")
+        compare_onnx(inference, images, exported / "model.onnx")
+
+
+def test_verify_compares_on_all_validation_images(
+    small_run: Path, exported: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert export.main([str(small_run), "--output", str(exported), "--verify"]) == 0
+    output = capsys.readouterr().out
+    assert f"class of 0 of {len(run.splits.val)} images (validation images)" in output
+
+
+def test_verify_notices_another_checkpoint_and_another_network(
+    small_run: Path, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = Path(shutil.copytree(exported, tmp_path / "changed"))
+    verify = [str(small_run), "--output", str(changed), "--verify"]
+    config = json.loads((changed / "config.json").read_text(encoding="utf-8"))
+    config["training"]["checkpoint"] = "another-one"
+    (changed / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert export.main(verify) == 2
+    assert "holds checkpoint another-" in capsys.readouterr().err
+    shutil.copy(exported / "config.json", changed / "config.json")
+    proto = onnx.load(changed / "model.onnx")
+    weights = next(one for one in proto.graph.initializer if "classifier.bias" in one.name)
+    moved = onnx.numpy_helper.to_array(weights) + np.arange(10, dtype=np.float32)
+    weights.CopyFrom(onnx.numpy_helper.from_array(moved, weights.name))
+    onnx.save(proto, changed / "model.onnx")
+    assert export.main(verify) == 2
+    assert "differ from PyTorch" in capsys.readouterr().err
+
+
+def test_names_are_shown_literally_in_the_card(exported: Path, run: Run) -> None:
+    names = ("a|b", "US$_$tile", *run.class_names[2:])
+    description = dataclasses.replace(run.description, class_names=names, dataset="[set](x)")
+    odd = dataclasses.replace(run, description=description)
+    card = model_card(odd, read_exported(exported), None, Agreement(1, 0.0, 0), "given images")
+    assert "| a\\|b |" in card
+    assert "US\\$\\_\\$tile" in card
+    assert "\\[set\\]\\(x\\)" in card
 
 
 class TestRefusals:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,24 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from errors import UserError
-from tests.conftest import small_values
+from tests.conftest import ROOT, small_values
+from tools.settings import settings_page
 from training.experiment_config import load, override, sample
 from training.hyperparameters import Hyperparameters
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"learning_rat": 0.1}, r"learning_rat: unknown \(did you mean learning_rate\?\)"),
     ({"zzz": 1}, r"zzz: unknown; known are seed"),
-    ({"batch_size": "64"}, r"batch_size: '64' is not a whole number; give at least 2"),
+    ({"batch_size": "many"}, r"batch_size: 'many' is not a whole number; give at least 2"),
+    ({"batch_size": "1e-3"}, r"batch_size: '1e-3' is not a whole number"),
     ({"batch_size": 6.5}, r"batch_size: 6.5 is not a whole number"),
+    ({"batch_size": math.inf}, r"batch_size: inf is not a whole number"),
+    ({"batch_size": "1"}, r"batch_size: '1' is out of range; give at least 2"),
     ({"batch_size": True}, r"batch_size: True is not a whole number"),
     ({"batch_size": None}, r"batch_size: None is not a whole number"),
     ({"batch_size": [8]}, r"batch_size: \[8\] is not a whole number"),
     ({"batch_size": {"type": "const"}}, r"batch_size: \{'type': 'const'\} is not a whole number"),
     ({"batch_size": 1}, r"batch_size: 1 is out of range; give at least 2"),
     ({"batch_size": -8}, r"batch_size: -8 is out of range"),
-    ({"batch_size": 11}, r"batch_size: 11 is more than the 10 images labelled at first"),
     ({"batches_per_round": 0}, r"batches_per_round: 0 is out of range"),
-    ({"learning_rate": "1e-3"}, r"learning_rate: '1e-3' is not a number"),
+    (
+        {"learning_rate": "1e-3 or so"},
+        r"learning_rate: '1e-3 or so' is not a number; give at least",
+    ),
+    ({"learning_rate": "nan"}, r"learning_rate: 'nan' is not a number"),
+    ({"learning_rate": "1e400"}, r"learning_rate: '1e400' is out of range"),
+    ({"learning_rate": 10**400}, r"learning_rate: 10+ is out of range"),
     ({"learning_rate": 0}, r"learning_rate: 0 is out of range; give at least 1e-08"),
     ({"learning_rate": -1e-3}, r"learning_rate: -0.001 is out of range"),
     ({"learning_rate": math.nan}, r"learning_rate: nan is out of range"),
@@ -52,7 +62,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"initial_labeled_size": 121}, r"initial_labeled_size: 121 is more than label_budget: 120"),
     ({"samples_to_label": 0}, r"samples_to_label: 0 is out of range"),
     ({"samples_to_label": 41}, r"candidate_pool_size: 40 candidates are fewer than samples_to"),
-    ({"label_budget": 0}, r"label_budget: 0 is out of range"),
+    ({"label_budget": -1}, r"label_budget: -1 is out of range"),
+    ({"label_budget": 9}, r"initial_labeled_size: 10 is more than label_budget: 9"),
     ({"between_rounds": "resett"}, r"between_rounds: 'resett' is unknown \(did you mean reset\?\)"),
     ({"shrink_factor": 1.5}, r"shrink_factor: 1.5 is out of range"),
     ({"perturb_scale": -0.5}, r"perturb_scale: -0.5 is out of range"),
@@ -88,6 +99,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"data_dir": None}, r"data_dir: None is not a text"),
 ]
 
+# Names of code that may begin a sentence.
+NAMES_OF_CODE = {"resnet18", "rounds", "uncertainty_diversity"}
+
 
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[str(change) for change, _ in REFUSED])
 def test_refused_by_name(change: dict[str, Any], message: str) -> None:
@@ -97,12 +111,61 @@ def test_refused_by_name(change: dict[str, Any], message: str) -> None:
     assert str(error.value).startswith("hyperparameters.")
 
 
-@pytest.mark.parametrize("name", sorted(small_values()))
-def test_missing_is_refused_by_name(name: str) -> None:
-    values = small_values()
-    del values[name]
-    with pytest.raises(UserError, match=rf"hyperparameters\.{name}: missing"):
-        Hyperparameters.from_mapping(values)
+@pytest.mark.parametrize(
+    ("given", "value"),
+    [("1e-3", 0.001), ("1E-3", 0.001), (" 1e-3 ", 0.001), ("+.5e-1", 0.05), ("2", 2.0), (2, 2.0)],
+)
+def test_texts_that_spell_numbers_are_numbers(given: object, value: float) -> None:
+    hp = Hyperparameters.from_mapping({"learning_rate": given})
+    assert (hp.learning_rate, type(hp.learning_rate)) == (value, float)
+
+
+@pytest.mark.parametrize("given", [200, 200.0, "200", "2e2", "2.0e2"])
+def test_whole_numbers_are_whole_however_they_are_written(given: object) -> None:
+    hp = Hyperparameters.from_mapping({"batches_per_round": given})
+    assert (hp.batches_per_round, type(hp.batches_per_round)) == (200, int)
+
+
+def test_numbers_as_texts_stay_texts_where_texts_are_wanted() -> None:
+    assert Hyperparameters.from_mapping({"data_dir": "1e-3"}).data_dir == "1e-3"
+
+
+def test_what_is_missing_has_its_default() -> None:
+    hp = Hyperparameters.from_mapping({"rounds": 3})
+    assert dataclasses.replace(hp, rounds=10, label_budget=0) == Hyperparameters()
+
+
+def test_the_defaults_pass_their_own_checks() -> None:
+    defaults = Hyperparameters().resolved()
+    assert all(Hyperparameters.checked(name, value) == value for name, value in defaults.items())
+
+
+def test_resolved_is_complete_and_makes_the_same_again() -> None:
+    hp = Hyperparameters.from_mapping(small_values(learning_rate="1e-3"))
+    assert set(hp.resolved()) == {field.name for field in dataclasses.fields(Hyperparameters)}
+    assert Hyperparameters.from_mapping(hp.resolved()) == hp
+
+
+def test_differences_are_what_is_not_the_default() -> None:
+    hp = Hyperparameters.from_mapping({"rounds": 3, "dataset": "pathmnist", "label_budget": 600})
+    assert hp.differences() == {"rounds": 3, "label_budget": 600}
+    assert Hyperparameters().differences() == {}
+
+
+@pytest.mark.parametrize("field", dataclasses.fields(Hyperparameters), ids=lambda field: field.name)
+def test_each_declares_what_it_does_and_why(field: dataclasses.Field[Any]) -> None:
+    for sentence in (field.metadata["does"], field.metadata["why"]):
+        assert sentence[0].isupper() or sentence.split()[0].strip(",`") in NAMES_OF_CODE
+        assert sentence.endswith(".")
+    if "low" in field.metadata:
+        assert field.metadata["low"] <= field.default <= field.metadata["high"]
+
+
+def test_budget_is_what_the_rounds_ask_for_unless_given() -> None:
+    assert Hyperparameters.from_mapping({"rounds": 4}).label_budget == 800
+    assert Hyperparameters.from_mapping({"rounds": 4}).query_sizes(10**6) == (200,) * 4
+    given = Hyperparameters.from_mapping({"rounds": 4, "label_budget": 500})
+    assert given.query_sizes(10**6) == (200, 200, 100)
 
 
 @pytest.mark.parametrize("name", ["initial_labeled_size", "label_budget"])
@@ -112,9 +175,9 @@ def test_more_than_the_pool_is_refused(name: str) -> None:
         hp.query_sizes(100)
 
 
-def test_whole_numbers_serve_as_numbers() -> None:
-    hp = Hyperparameters.from_mapping(small_values(weight_decay=0))
-    assert isinstance(hp.weight_decay, float)
+def test_docs_list_what_is_declared() -> None:
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    assert page == settings_page(), "run: python -m tools.settings"
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,6 +207,24 @@ class TestOverride:
         changed = override(self.config, ["a.b=2.5", "d=[x, 1]", "a.c=true"])
         assert changed == {"a": {"b": 2.5, "c": True}, "d": ["x", 1]}
         assert self.config == {"a": {"b": 1, "c": [1]}, "d": None}
+
+    def test_sets_hyperparameters_that_are_not_listed(self) -> None:
+        changed = override({"hyperparameters": {}}, ["hyperparameters.learning_rate=1e-3"])
+        assert Hyperparameters.from_mapping(changed["hyperparameters"]).learning_rate == 1e-3
+
+    @pytest.mark.parametrize(
+        ("assignment", "suggestion"),
+        [
+            ("hyperparameters.bach_size=8", "hyperparameters.batch_size"),
+            ("batch_size=8", "hyperparameters.batch_size"),
+            ("searcher.max_trails=8", "searcher.max_trials"),
+            ("max_trials=8", "searcher.max_trials"),
+        ],
+    )
+    def test_names_the_nearest_setting(self, assignment: str, suggestion: str) -> None:
+        config = {"hyperparameters": {"rounds": 3}, "searcher": {"max_trials": 4}}
+        with pytest.raises(UserError, match=rf"\(did you mean {suggestion}\?\)"):
+            override(config, [assignment])
 
     def test_value_may_hold_equals_signs(self) -> None:
         assert override(self.config, ["d=x=y"])["d"] == "x=y"
@@ -223,6 +304,12 @@ class TestSample:
         assert seen["categorical"] == {"a", "b"}
         assert sum(value < 1e-2 for value in seen["log"]) in range(15, 46)
 
+    def test_bounds_may_be_texts_that_spell_numbers(self) -> None:
+        spec = {"type": "double", "minval": "1e-3", "maxval": "2e-3"}
+        assert 1e-3 <= sample({"x": spec}, 0)[0]["x"] <= 2e-3
+        spec = {"type": "log", "base": "1e1", "minval": "-3", "maxval": "-3"}
+        assert sample({"x": spec}, 0)[0]["x"] == pytest.approx(1e-3)
+
     @pytest.mark.parametrize(
         ("spec", "message"),
         [
@@ -230,7 +317,7 @@ class TestSample:
             ({}, "x.type: None is not a kind"),
             ({"type": "int", "minval": 1}, "x.maxval: missing"),
             ({"type": "int", "minval": 3, "maxval": 1}, "minval 3 is above maxval 1"),
-            ({"type": "int", "minval": 1.5, "maxval": 2}, "1.5 is no bound of a int range"),
+            ({"type": "int", "minval": 1.5, "maxval": 2}, "1.5 is no bound of a range of type int"),
             ({"type": "double", "minval": "a", "maxval": 2}, "'a' is no bound"),
             ({"type": "log", "minval": -1, "maxval": 0}, "x.base: missing"),
             ({"type": "log", "minval": -1, "maxval": 0, "base": 1}, "x.base: 1 is not above 1"),

@@ -110,7 +110,7 @@ def test_output_file_and_what_is_said_of_resizing(
 
 
 def test_colour_arrays_of_another_size(run: Run, rows: Predict, tmp_path: Path) -> None:
-    grey = np.stack(pictures(run, 3))
+    grey = np.stack(pictures(run, 4))
     large = grey.repeat(3, axis=1).repeat(3, axis=2)
     np.savez(tmp_path / "a.npz", images=np.stack([large] * 3, axis=-1))
     with h5py.File(tmp_path / "b.h5", "w") as file:
@@ -205,14 +205,14 @@ class TestRefusals:
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8)))
-        assert "no images" in self.refused(capsys, small_run, tmp_path / "a.npz")
+        assert "as uint8" in self.refused(capsys, small_run, tmp_path / "a.npz")
         np.savez(tmp_path / "b.npz", images=np.zeros((2, 8, 8, 4), dtype=np.uint8))
         assert "4 channels" in self.refused(capsys, small_run, tmp_path / "b.npz")
 
-    def test_sixteen_bits(
+    def test_floating_point(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        Image.fromarray(np.full((9, 9), 1000, dtype=np.uint16)).save(tmp_path / "a.tif")
+        Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
         assert "8 bits" in self.refused(capsys, small_run, tmp_path / "a.tif")
 
     def test_output_into_no_folder(

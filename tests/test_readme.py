@@ -1,4 +1,4 @@
-"""The README: its configuration table against config.yaml, its commands run, its links alive."""
+"""The README: its commands run, its links alive."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 
 from tests.conftest import ROOT
 
@@ -21,29 +20,6 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip() and not line.strip().startswith("#")
 ]
-
-
-def configuration_table() -> str:
-    """The README's table of hyperparameters, made from config.yaml and its comments."""
-    text = (ROOT / "config.yaml").read_text(encoding="utf-8")
-    values = yaml.safe_load(text)["hyperparameters"]
-    rows = ["| hyperparameter | in config.yaml | meaning |", "| --- | --- | --- |"]
-    for name, meaning in re.findall(r"^  (\w+):.*?  # (.*)$", text.split("searcher:")[0], re.M):
-        if name not in values:
-            continue
-        value = values[name]
-        if isinstance(value, dict):
-            rest = ", ".join(f"{k} {v}" for k, v in value.items() if k != "type")
-            value = f"{value['type']}: {rest}"
-        shown = str(value).lower() if isinstance(value, bool) else value
-        rows.append(f"| `{name}` | {shown} | {meaning} |")
-    return "\n".join(rows)
-
-
-def test_table_is_that_of_config_yaml() -> None:
-    table = configuration_table()
-    assert len(table.splitlines()) > 30
-    assert table in README, f"README.md: put this in place of its table:\n{table}"
 
 
 def test_there_are_commands() -> None:

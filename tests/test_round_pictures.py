@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import time
+from collections.abc import Callable
 
 import pytest
 import torch
 from PIL import Image
 
-from reporting.round_pictures import RoundEnd, round_pictures
+from reporting import round_pictures
+from reporting.round_pictures import PictureSchedule, RoundEnd, RoundPictures
 from resnet_custom import SplitNetwork
 from training.inference import Inference
 
@@ -41,9 +44,15 @@ def made_up(classes: int, pool: int = 300, val: int = 200) -> RoundEnd:
     )
 
 
+def drawn(end: RoundEnd) -> dict[str, bytes]:
+    """All pictures by name."""
+    pictures = {name: draw() for name, draw in RoundPictures(end).drawers().items()}
+    return {name: picture for name, picture in pictures.items() if picture is not None}
+
+
 @pytest.mark.parametrize("classes", [2, 60])
 def test_bounded_whatever_the_number_of_classes(classes: int) -> None:
-    pictures = dict(round_pictures(made_up(classes)))
+    pictures = drawn(made_up(classes))
     assert set(pictures) == NAMES
     for name, png in pictures.items():
         with Image.open(io.BytesIO(png)) as image:
@@ -57,7 +66,66 @@ def test_nothing_wrong_and_nothing_random() -> None:
     right = 5.0 * torch.nn.functional.one_hot(end.val_labels, 3)
     end = dataclasses.replace(end, logits=right)
     before = torch.random.get_rng_state()
-    first = dict(round_pictures(end))
+    first = drawn(end)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert set(first) == NAMES - {"mistakes"}
-    assert dict(round_pictures(end)) == first
+    assert drawn(end) == first
+
+
+def test_images_without_a_label_are_left_out() -> None:
+    end = made_up(3)
+    some = dataclasses.replace(end, val_labels=end.val_labels.clone())
+    some.val_labels[150:] = -1
+    part = dataclasses.replace(
+        end, val_images=end.val_images[:150], val_labels=end.val_labels[:150],
+        logits=end.logits[:150],
+    )  # fmt: skip
+    assert drawn(some) == drawn(part)
+
+
+class TestSchedule:
+    """Pictures take a tenth of the rounds' time; the clock is a made-up one."""
+
+    @pytest.fixture
+    def seconds(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """How long each picture takes."""
+        clock, cost = [0.0], [1.0]
+
+        def draw() -> bytes:
+            clock[0] += cost[0]
+            return b""
+
+        class Pictures:
+            def __init__(self, end: RoundEnd) -> None:
+                pass
+
+            def drawers(self) -> dict[str, Callable[[], bytes]]:
+                return dict.fromkeys("abcd", draw)
+
+        monkeypatch.setattr(round_pictures, "RoundPictures", Pictures)
+        monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+        return cost
+
+    def rounds(self, count: int, round_seconds: float) -> list[str]:
+        schedule, end = PictureSchedule(), made_up(2, pool=30, val=20)
+        return [
+            "".join(
+                name for name, _ in schedule.draw(dataclasses.replace(end, round=r), round_seconds)
+            )
+            for r in range(count)
+        ]
+
+    def test_long_rounds_draw_all(self, seconds: list[float]) -> None:
+        assert self.rounds(3, 40) == ["abcd"] * 3
+
+    def test_short_rounds_take_turns_and_pay_back(self, seconds: list[float]) -> None:
+        drawn_in_rounds = self.rounds(41, 5)
+        assert "".join(drawn_in_rounds) == ("abcd" * 6)[: len("".join(drawn_in_rounds))]
+        assert len("".join(drawn_in_rounds)) == pytest.approx(0.1 * 5 * 41, abs=1)
+
+    def test_what_is_done_with_a_picture_counts(self, seconds: list[float]) -> None:
+        schedule, end = PictureSchedule(), made_up(2, pool=30, val=20)
+        seconds[0] = 4.0
+        assert [name for name, _ in schedule.draw(end, 30)] == ["a"]
+        assert [name for name, _ in schedule.draw(end, 30)] == []
+        assert [name for name, _ in schedule.draw(end, 30)] == ["b"]

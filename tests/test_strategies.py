@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,25 @@ def test_picks_are_distinct_candidates_as_many_as_asked(name: str, pool: PoolSco
         assert picks.shape == (min(k, n),)
         assert len(picks.unique()) == len(picks)
         assert torch.isin(picks, pool.candidates).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_all_candidates_come_in_the_strategys_order(name: str) -> None:
+    """A request for the whole pool is answered in order of preference, not of the data set."""
+    three_groups = 5 * torch.eye(5)[torch.arange(24) % 3]
+    labelled = make_pool().labelled_embeddings
+    pool = with_changes(make_pool(labelled=0), embeddings=lambda x: x + three_groups)
+    pool = replace(pool, labelled_embeddings=labelled)
+    assert not torch.equal(select(name, pool, 24), pool.candidates)
+
+
+RANKED = ("entropy", "margin", "least_confidence", "bald", "k_center", "random", "density_weighted")
+
+
+@pytest.mark.parametrize("name", RANKED)
+def test_a_smaller_query_is_the_beginning_of_a_larger(name: str) -> None:
+    pool = make_pool()
+    assert torch.equal(select(name, pool, 24)[:9], select(name, pool, 9))
 
 
 @pytest.mark.parametrize("name", NAMES)

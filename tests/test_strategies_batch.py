@@ -256,23 +256,38 @@ def test_typicality_matches_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_prob_cover_is_the_greedy_cover(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(typical, "_pure_radius", lambda *_: torch.tensor(0.9**2))
-    x, known = normal(60, 2, seed=seed), normal(3, 2, seed=seed + 9)
+def test_prob_cover_is_the_greedy_cover_of_unit_vectors(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(typical, "_pure_radius", lambda *_: torch.tensor(0.4**2))
+    x, known = normal(60, 3, seed=seed), normal(3, 3, seed=seed + 9)
     pool = pool_of(softmax(1, 60, 3), x, known)
-    expected = reference.max_cover(x.double().numpy(), known.double().numpy(), 0.9, 20)
-    picked = positions("prob_cover", pool, 20)
-    assert 3 < len(expected) < 20
+    unit, unit_known = (torch.nn.functional.normalize(y).double().numpy() for y in (x, known))
+    expected = reference.max_cover(unit, unit_known, 0.4, 30)
+    picked = positions("prob_cover", pool, 30)
+    assert 3 < len(expected) < 30
     assert picked[: len(expected)] == expected
-    assert len(set(picked)) == 20
+    assert len(set(picked)) == 30
+
+
+def test_prob_cover_does_not_depend_on_lengths() -> None:
+    """Three directions, with lengths from 1 to 50: the largest group is covered first."""
+    direction = torch.eye(3)[torch.tensor([0] * 20 + [1] * 12 + [2] * 7)]
+    x = direction + 0.02 * normal(39, 3)
+    lengths = 1 + 49 * torch.rand(39, 1, generator=seeded(4))
+    pool = pool_of(softmax(1, 39, 3), x * lengths)
+    for seed in range(3):
+        assert [direction[p].argmax().item() for p in positions("prob_cover", pool, 3, seed)] == [
+            0, 1, 2,
+        ]  # fmt: skip
 
 
 def test_prob_cover_of_a_large_pool_covers_a_random_part(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(typical, "MAX_GRAPH", 60)
-    monkeypatch.setattr(typical, "_pure_radius", lambda *_: torch.tensor(0.9**2))
-    x = normal(200, 2)
+    monkeypatch.setattr(typical, "_pure_radius", lambda *_: torch.tensor(0.4**2))
+    x = torch.nn.functional.normalize(normal(200, 3))
     part = torch.randperm(200, generator=seeded(5))[:60].sort().values
-    cover = reference.max_cover(x[part].double().numpy(), np.empty((0, 2)), 0.9, 50)
+    cover = reference.max_cover(x[part].double().numpy(), np.empty((0, 3)), 0.4, 50)
     picked = positions("prob_cover", pool_of(softmax(1, 200, 3), x), 50, seed=5)
     assert picked[: len(cover)] == part[cover].tolist()
     assert len(set(picked)) == 50
@@ -281,7 +296,7 @@ def test_prob_cover_of_a_large_pool_covers_a_random_part(monkeypatch: pytest.Mon
 def test_pure_radius_is_the_quantile_of_the_distance_to_another_label() -> None:
     x = normal(100, 3)
     points, sample = Points.of(x), torch.arange(0, 100, 2)
-    owner, _ = clustering.k_means_clusters(points, 4, seeded(2))
+    owner = clustering.k_means_clusters(points, 4, seeded(2), runs=typical.PURITY_RUNS).owner
     radius = typical._pure_radius(points, 4, sample, seeded(2)).item()
     to_other = [
         min(float((x[i] - x[j]).square().sum()) for j in range(100) if owner[j] != owner[i])

@@ -8,6 +8,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 import torch
+from sklearn.cluster import KMeans
 from torch import Tensor
 
 from query_strategies import (
@@ -56,15 +57,15 @@ def _block_sizes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
 def test_nearest_squared_distance_matches_loops(offset: float) -> None:
     a, b = normal(30, 4) + offset, normal(9, 4, seed=1) + offset
-    centre = geometry.mean(a)
-    found = geometry.nearest_squared_distance(Points.of(a), Points.of(b, centre))
+    points = Points.of(a)
+    nearest = geometry.nearest_squared_distance(points, points.beside(b))
     expected = reference.nearest_squared(a.double().numpy(), b.double().numpy())
-    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(nearest.numpy(), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_no_centre_is_infinitely_far() -> None:
     points = Points.of(normal(3, 2))
-    far = geometry.nearest_squared_distance(points, Points.of(normal(0, 2), points.centre))
+    far = geometry.nearest_squared_distance(points, points.beside(normal(0, 2)))
     assert far.tolist() == [torch.inf] * 3
 
 
@@ -116,11 +117,45 @@ def test_k_center_of_half_precision_is_that_of_the_rounded_values(dtype: torch.d
     assert positions("k_center", pool_of(x, known), 20) == expected
 
 
+def far_apart(seed: int) -> Tensor:
+    """Three clusters of spread 1 at a distance of 1,000 from each other."""
+    return 1000 * torch.eye(6)[torch.arange(60) % 3] + normal(60, 6, seed=seed)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_k_center_keeps_its_digits_where_clusters_lie_far_apart(seed: int) -> None:
+    x, known = far_apart(seed), far_apart(seed + 10)[:4]
+    expected = reference.k_center(x.double().numpy(), known.double().numpy(), 40)
+    assert positions("k_center", pool_of(x, known), 40) == expected
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_one_outlier_leaves_the_other_picks_of_k_center_as_they_are(cold: bool) -> None:
+    x = normal(200, 6)
+    x[17] = 1e5
+    known = normal(0 if cold else 3, 6, seed=1)
+    expected = reference.k_center(x.double().numpy(), known.double().numpy(), 60)
+    assert positions("k_center", pool_of(x, known), 60) == expected
+    assert Points.of(x).centre.abs().max() < 0.3
+
+
+def test_precision_is_doubled_only_where_it_is_needed() -> None:
+    spread = normal(300, 6)
+    copies = spread[:20].repeat(15, 1)
+    for x in (spread, copies, torch.ones(300, 6), spread[:1], spread.half(), spread[:0]):
+        assert Points.of(x).centre.dtype == torch.float32
+    points = Points.of(far_apart(0))
+    assert points.centre.dtype == torch.float64
+    block = points.block(slice(None))
+    expected = torch.cdist(far_apart(0).double(), far_apart(0).double()).square()
+    np.testing.assert_allclose(geometry.squared_distances(block, block), expected, atol=1e-3)
+
+
 def test_k_center_on_a_line() -> None:
     """Points 0..10: the ends and then the middles, seen from a labelled point at 0."""
     line = torch.arange(11.0)[:, None]
     assert positions("k_center", pool_of(line, torch.zeros(1, 1)), 2) == [10, 5]
-    # Cold start: the one nearest the mean, then the ends (a tie, to the smaller index).
+    # Cold start: the one at the median, then the ends (a tie, to the smaller index).
     assert positions("k_center", pool_of(line), 3) == [5, 0, 10]
 
 
@@ -139,7 +174,7 @@ def test_weighted_farthest_first_is_the_greedy_answer(
     x, known = normal(40, 4, seed=seed), normal(3, 4, seed=50 + seed)
     weights = torch.rand(40, generator=seeded(seed)) + 1e-3
     points = Points.of(x)
-    nearest = geometry.nearest_squared_distance(points, Points.of(known, points.centre))
+    nearest = geometry.nearest_squared_distance(points, points.beside(known))
     found = farthest.farthest_first(points, 20, nearest, weights).tolist()
     w = weights.double().numpy()
     assert found == reference.k_center(x.double().numpy(), known.double().numpy(), 20, w)
@@ -261,23 +296,31 @@ def test_d2_sampling_never_keeps_a_second_draw_of_one_point() -> None:
 
 
 @pytest.mark.usefixtures("_block_sizes")
+@pytest.mark.parametrize("greedy_up_to", [0, 500], ids=["plain seeds", "greedy seeds"])
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_k_means_is_lloyds_algorithm(seed: int, weighted: bool) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_k_means_is_lloyds_algorithm(
+    seed: int, weighted: bool, greedy_up_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clustering, "GREEDY_UP_TO", greedy_up_to)
     x = normal(80, 3, seed=seed)
     weights = torch.rand(80, generator=seeded(seed)) if weighted else None
     points = Points.of(x)
-    seeds = clustering.sample_by_distance(points, 9, seeded(7), weights=weights).tolist()
-    owner, distance = clustering.k_means_clusters(points, 9, seeded(7), weights)
+    seeds = clustering._seeds(points, 9, seeded(7), weights).tolist()
+    clusters = clustering.k_means_clusters(points, 9, seeded(7), weights)
     expected, centres = reference.k_means(
         x.double().numpy(),
         seeds,
         clustering.MAX_ITERATIONS,
         None if weights is None else weights.double().numpy(),
     )
-    assert owner.tolist() == expected
-    own = [reference.squared_distance(x[i].double().numpy(), centres[owner[i]]) for i in range(80)]
-    np.testing.assert_allclose(distance.numpy(), own, rtol=1e-4, atol=1e-5)
+    assert clusters.owner.tolist() == expected
+    own = [
+        reference.squared_distance(x[i].double().numpy(), centres[expected[i]]) for i in range(80)
+    ]
+    np.testing.assert_allclose(clusters.distance.numpy(), own, rtol=1e-4, atol=1e-5)
+    objective = np.average(own, weights=weights) * (80 if weights is None else float(weights.sum()))
+    assert clusters.objective == pytest.approx(objective, rel=1e-5)
 
 
 def test_k_means_of_many_dimensions_clusters_by_the_principal_ones(
@@ -287,9 +330,46 @@ def test_k_means_of_many_dimensions_clusters_by_the_principal_ones(
     monkeypatch.setattr(clustering, "DIRECTIONS", 4)
     group = torch.arange(60) % 3
     x = 30 * normal(3, 20, seed=5)[group] + normal(60, 20)
-    owner, _ = clustering.k_means_clusters(Points.of(x), 3, seeded())
+    owner = clustering.k_means_clusters(Points.of(x), 3, seeded()).owner
     assert [len(owner[group == g].unique()) for g in range(3)] == [1, 1, 1]
     assert len(owner.unique()) == 3
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_k_means_is_as_good_as_scikit_learns(weighted: bool) -> None:
+    x = normal(800, 5)
+    weights = torch.rand(800, generator=seeded(1)) if weighted else None
+    ours, theirs = [], []
+    for seed in range(6):
+        clusters = clustering.k_means_clusters(Points.of(x), 40, seeded(seed), weights)
+        ours.append(clusters.objective)
+        other = KMeans(40, n_init=1, init="k-means++", random_state=seed)
+        theirs.append(other.fit(x.numpy(), sample_weight=weights).inertia_)
+    assert np.mean(ours) < 1.005 * np.mean(theirs)
+
+
+def test_greedy_seeds_are_distinct_and_better_than_plain_ones() -> None:
+    x = normal(400, 4)
+    points, ones = Points.of(x), torch.ones(400)
+
+    def objective(seeds: Tensor) -> float:
+        assert len(seeds.unique()) == 20
+        return float(torch.cdist(x, x[seeds]).square().amin(dim=1).sum())
+
+    greedy = [objective(clustering.greedy_seeds(points, 20, seeded(s), ones)) for s in range(8)]
+    plain = [objective(clustering.sample_by_distance(points, 20, seeded(s))) for s in range(8)]
+    assert np.mean(greedy) < 0.93 * np.mean(plain)
+    copies = Points.of(torch.tensor([[0.0], [5.0]]).repeat(4, 1))
+    assert len(clustering.greedy_seeds(copies, 6, seeded(), torch.ones(8)).unique()) == 6
+
+
+def test_the_best_of_several_k_means_runs_is_kept() -> None:
+    points = Points.of(normal(300, 4))
+    generator = seeded(3)
+    single = [clustering.k_means_clusters(points, 12, generator).objective for _ in range(4)]
+    best = clustering.k_means_clusters(points, 12, seeded(3), runs=4)
+    assert best.objective == pytest.approx(min(single))
+    assert min(single) < max(single)
 
 
 def test_k_means_picks_the_middle_of_each_cluster() -> None:

@@ -21,10 +21,11 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from data import ImageStore, load_splits
 from errors import exit_status
-from reporting.figures import BLUE, ORANGE, contact_sheet, learning_curve, png
+from reporting.figures import BLUE, ORANGE, learning_curve, png
 from reporting.files import write_atomically
 from reporting.galleries import Predictions, attention, card_sheet
 from reporting.pool_map import pool_map
+from reporting.tile_sheet import contact_sheet
 from run_folder.reader import Run, open_run
 from tools.evaluate.measure import evaluate_split
 

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
-from reporting.measures import Estimate
+from data_sources.medmnist_table import medmnist_sets
+from reporting.numbers import estimate_text
 from run_folder.reader import Model
+from serving.exported import ExportedModel
 from tools.evaluate.measure import Evaluation
-from tools.evaluate.report import SCORES
+from tools.evaluate.tables import SCORES
+from tools.onnx_file import Agreement
 
 
 def model_card(
-    run: Model, evaluations: tuple[Evaluation, Evaluation] | None, onnx_difference: float
+    run: Model,
+    exported: ExportedModel,
+    evaluations: tuple[Evaluation, Evaluation] | None,
+    agreement: Agreement,
+    images_are: str,
 ) -> str:
     """Markdown.
 
     Args:
-        evaluations: on the validation and the test split; None where the data set is not at hand,
-            and the figures are those that the run noted.
-        onnx_difference: the largest difference of a probability that was found.
+        exported: what config.json says.
+        evaluations: on the validation and the test split; None: the figures are those that the
+            run noted.
+        agreement: of ONNX and PyTorch.
+        images_are: what they were compared on, in words.
     """
     hp, classes = run.hp, len(run.class_names)
     labelled, pool = len(run.pool.labelled), len(run.pool.labels)
@@ -29,17 +39,21 @@ def model_card(
         others = (
             f"{len(val.store)} validation and {len(test.store)} test images were labelled besides. "
         )
-    return f"""# {hp.architecture} for {run.dataset}
+    return f"""# {hp.architecture} for {_escaped(run.dataset)}
 
-Tells {classes} classes of {hp.image_size} x {hp.image_size} {colour} images apart. It \
-was trained by active learning, with few labels.
+The network tells {classes} classes of {hp.image_size} x {hp.image_size} {colour} images apart. \
+Active learning trained it with few labels. Version {exported.version}.
 
 ## Files
 
 - `model.safetensors`, `config.json`: weights and settings of `SplitNetwork` in `resnet_custom.py`.
 - `model.onnx`: `images`, uint8 [N, {run.channels}, {hp.image_size}, {hp.image_size}], 0 to \
-255, to `logits` and `probabilities`, float32 [N, {classes}]. Normalisation is inside. \
-Its probabilities differ from PyTorch's by at most {onnx_difference:.1e} on real images.
+255, to `logits` and `probabilities`, float32 [N, {classes}], and `embeddings`. Normalisation is \
+inside. {agreement} ({images_are}).
+- `references.safetensors`: embeddings of the labelled images, for the outlier flag; absent where \
+the data set was not at hand.
+- `Dockerfile`, `service/`: the prediction service. `docker build -t model .` and \
+`docker run --rm -p 127.0.0.1:8080:8080 model` serve the folder.
 
 ## Data and labels
 
@@ -55,6 +69,10 @@ Fingerprint of the data: `{run.fingerprint}`. Seed {run.seed}.
 
 {_noted(run) if evaluations is None else _measured(run, *evaluations)}
 
+## Calibration and outliers
+
+{_calibration(exported)}
+
 ## Intended use
 
 Research on active learning, and as a baseline on this data set.
@@ -65,20 +83,39 @@ Research on active learning, and as a baseline on this data set.
 may rest on it.
 - Figures hold for images made and prepared like those of the data set. Other scanners, stains, \
 magnifications and patients were not tested.
-- Every image is given one of the classes; the network cannot say that an image shows none of them.
+- Every image gets one of the classes, and a high probability, whatever it shows. The outlier flag \
+is the only sign that an image shows none of them; it misses some.
 - Images of another size are resized whole, which changes their proportions if they are not square.
 - One training run with one seed: another one comes out differently, beyond the intervals above.
 """
 
 
+def _calibration(exported: ExportedModel) -> str:
+    if exported.temperature is None or exported.outliers is None:
+        return (
+            "The data set was not at hand when this was written, so no temperature was fitted and "
+            "there is no outlier flag."
+        )
+    rule = exported.outliers
+    return (
+        f"Divide the logits by the temperature, {exported.temperature:.3f}, before the softmax: "
+        "the probabilities are then calibrated on the validation split. An image is an outlier "
+        f"where its mean Euclidean distance to the {rule.neighbours} nearest of "
+        f"{rule.references} labelled embeddings is above {rule.threshold:.4f}. Of "
+        f"{rule.validation_images} validation images, {100 - rule.percentile:.0f} % are."
+    )
+
+
 def _measured(run: Model, val: Evaluation, test: Evaluation) -> str:
     """Both splits as a whole, with intervals."""
     measures = "\n".join(
-        f"| {title} | {_text(val.scores[name])} | {_text(test.scores[name])} |"
+        f"| {title} | {estimate_text(val.scores[name])} | {estimate_text(test.scores[name])} |"
         for name, title in SCORES.items()
     )
-    precision, recall = (map(_text, test.class_scores[one]) for one in ("precision", "recall"))
-    return f"""With 95 % bootstrap intervals over images. The checkpoint (round {run.round}, \
+    precision, recall = (
+        map(estimate_text, test.class_scores[one]) for one in ("precision", "recall")
+    )
+    return f"""With 95 % intervals over images. The checkpoint (round {run.round}, \
 counted from 0; validation loss {run.val_loss:.4f}) and the temperature ({val.temperature:.3f}) \
 were chosen on the validation split; on the test split nothing was chosen.
 
@@ -86,9 +123,7 @@ were chosen on the validation split; on the test split nothing was chosen.
 |---|---|---|
 {measures}
 
-{_class_table(run, precision, recall)}
-
-Divide the logits by `temperature` in `config.json` before the softmax for scaled probabilities."""
+{_class_table(run, precision, recall)}"""
 
 
 def _noted(run: Model) -> str:
@@ -106,10 +141,9 @@ def _noted(run: Model) -> str:
         [noted(f"test_{one}_{name}") for name in run.class_names] for one in ("precision", "recall")
     )
     images = f"{run.hp.evaluation_size or 'all'}"
-    return f"""As the run noted them, on {images} images of each split and without intervals: the \
-data set was not at hand when this was written. The checkpoint (round {run.round}, counted from 0) \
-was chosen on the validation split; on the test split nothing was chosen. No temperature was \
-fitted.
+    return f"""The run noted these figures on {images} images of each split, without intervals. \
+The checkpoint (round {run.round}, counted from 0) was chosen on the validation split; on the test \
+split nothing was chosen.
 
 | measure | validation | test |
 |---|---|---|
@@ -120,7 +154,7 @@ fitted.
 
 def _class_table(run: Model, precision: Iterable[str], recall: Iterable[str]) -> str:
     counts = run.pool.labels[run.pool.labelled].bincount(minlength=len(run.class_names)).tolist()
-    rows = zip(run.class_names, counts, precision, recall, strict=True)
+    rows = zip(map(_escaped, run.class_names), counts, precision, recall, strict=True)
     lines = [f"| {c} | {' | '.join(map(str, row))} |" for c, row in enumerate(rows)]
     header = "| | class | labels spent | precision, test | recall, test |\n|---|---|---|---|---|"
     return "\n".join([header, *lines])
@@ -144,14 +178,11 @@ def _data(run: Model) -> str:
     if run.hp.dataset == "digits":
         return "The handwritten digits that come with scikit-learn, enlarged."
     if ":" in run.hp.dataset:
-        return f"`{run.hp.dataset}`, a data set of the user's own."
-    from medmnist import INFO  # as in data_sources: it is slow to load
-
-    info = INFO[run.hp.dataset]
+        return f"{_escaped(run.hp.dataset)}, a data set of the user's own."
+    info = medmnist_sets()[run.hp.dataset]
     return f"{name} of MedMNIST ({info['license']}). {info['description']}"
 
 
-def _text(estimate: Estimate) -> str:
-    if estimate.value != estimate.value:
-        return "not defined"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
+def _escaped(name: str) -> str:
+    """A name from the data as Markdown shows it literally, in a table too."""
+    return re.sub(r"([\\`*_{}\[\]<>()#+!|$~-])", r"\\\1", " ".join(name.split()))

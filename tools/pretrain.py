@@ -21,7 +21,7 @@ import torch
 from active_learning import ActiveLearner
 from errors import UserError, exit_status
 from reporting.files import write_atomically
-from reporting.progress import progress_bar
+from reporting.run_progress import progress_bar
 from training.backbone_file import backbone_bytes
 from training.experiment_config import load, override, sample
 from training.hyperparameters import Hyperparameters

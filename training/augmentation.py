@@ -1,7 +1,7 @@
-"""Augmentation of whole batches on the device, with its own parameters for every image.
+"""Augments whole batches on the device, with separate random parameters for every image.
 
-Choosing the batch, flipping, turning and shifting it are one gather from the uint8 store. Its
-result lies in memory channels last, which is the layout that convolutions want.
+One gather from the uint8 store selects the images and flips, rotates and shifts them. Its result is
+in channels-last memory format, which convolutions prefer.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ STAIN_DENSITIES = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is varied, and how strongly. All zero and False: images are taken as they are.
+    """Which properties of an image vary, and how strongly; zeros and False leave it unchanged.
 
     Attributes:
-        flips_and_rotations: one of the eight symmetries of the square, at random. Tissue has no
-            up or down; digits and chest films do.
-        crop_padding: pixels by which the image is moved up to, in both directions, the rim being
-            filled by reflection (a random crop of the padded image).
-        colour_jitter: brightness, contrast and saturation are scaled by up to 1 +- this.
-        stain_jitter: amounts of haematoxylin, eosin and residual stain are scaled by up to
-            1 +- this, and moved by up to this / 10, in optical density (Tellez et al. 2018,
-            doi 10.1109/TMI.2018.2820199). For colour images only.
+        flips_and_rotations: apply one of the eight symmetries of the square. Tissue has no up or
+            down; digits and chest films do.
+        crop_padding: shift by at most this many pixels in each direction. Reflection fills the
+            border, as in a random crop of the padded image.
+        colour_jitter: scale brightness, contrast and saturation by a factor in 1 +- this.
+        stain_jitter: scale the optical densities of haematoxylin, eosin and residual stain by a
+            factor in 1 +- this, and shift them by at most a tenth of it (Tellez et al. 2018,
+            doi 10.1109/TMI.2018.2820199). Grey images are not changed.
     """
 
     flips_and_rotations: bool
@@ -41,7 +41,7 @@ class Augmentation:
 
     @classmethod
     def of_trial(cls, hp: Hyperparameters) -> Augmentation:
-        """What a trial's hyperparameters ask for."""
+        """The augmentation that the hyperparameters describe."""
         return cls(hp.flips_and_rotations, hp.crop_padding, hp.colour_jitter, hp.stain_jitter)
 
     def batch(
@@ -51,14 +51,17 @@ class Augmentation:
         generator: torch.Generator,
         part: slice = slice(None),
     ) -> Tensor:
-        """Images `indices[part]` of the store, augmented: float32 [B, C, H, W] in [0, 1].
+        """The augmented images `indices[part]` of the store: float32 [B, C, S, S] in [0, 1].
 
-        Parameters are drawn for all of `indices` before `part` is taken, so that data-parallel
-        ranks, each with its part of one batch, make together what a single rank makes.
+        Random parameters are drawn for all of `indices` before `part` is selected. Data-parallel
+        ranks, which each take a part of one batch, therefore produce the batch of a single rank.
 
         Args:
-            images: uint8 [N, C, S, S], on the device of `indices` or, if too many, on the host.
+            images: uint8 [N, C, S, S], on the device of `indices`, or on the host if they do not
+                fit there.
             indices: int64 [batch], on the device of `generator`.
+            generator: source of all random parameters.
+            part: the positions in `indices` that this rank takes.
         """
         chosen = indices[part]
         if images.device != indices.device:
@@ -67,12 +70,12 @@ class Augmentation:
         return self._vary(images, chosen, len(indices), part, generator)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """All of `images`, uint8 [B, C, S, S], augmented in the one same way: float32, as `batch`.
+        """All `images`, uint8 [B, C, S, S], under one and the same draw: float32 in [0, 1].
 
-        The generator alone decides in which; it is on the device of `images`.
+        The generator, on the device of `images`, alone determines the draw.
         """
-        everything = torch.arange(len(images), device=images.device)
-        return self._vary(images, everything, 1, slice(None), generator)
+        indices = torch.arange(len(images), device=images.device)
+        return self._vary(images, indices, 1, slice(None), generator)
 
     def _vary(
         self,
@@ -82,7 +85,7 @@ class Augmentation:
         part: slice,
         generator: torch.Generator,
     ) -> Tensor:
-        """Images at `indices`, by the draws `part` out of `count`; a single one serves them all."""
+        """The images at `indices` under the draws `part` of `count`; one draw serves all images."""
         rows, columns = self._grid(count, images.shape[-1], generator)
         gathered = images[indices[:, None, None], :, rows[part], columns[part]]
         batch = gathered.permute(0, 3, 1, 2).float().div_(255)
@@ -93,7 +96,7 @@ class Augmentation:
         return batch.clamp_(0, 1)
 
     def _grid(self, count: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """For every pixel of the result, the row and column of its source: two [count, S, S]."""
+        """The source row and source column of every result pixel: two int64 [count, S, S]."""
         device = generator.device
         line = torch.arange(size, device=device)
         rows = line.view(1, size, 1).expand(count, size, size)
@@ -109,16 +112,17 @@ class Augmentation:
             coin = torch.randint(0, 2, (3, count, 1, 1), generator=generator, device=device).bool()
             rows = torch.where(coin[0], size - 1 - rows, rows)
             columns = torch.where(coin[1], size - 1 - columns, columns)
-            turned = (rows.transpose(1, 2), columns.transpose(1, 2))
+            transposed = (rows.transpose(1, 2), columns.transpose(1, 2))
             rows, columns = (
-                torch.where(coin[2], turned[0], rows),
-                torch.where(coin[2], turned[1], columns),
+                torch.where(coin[2], transposed[0], rows),
+                torch.where(coin[2], transposed[1], columns),
             )
         return rows, columns
 
     def _vary_colour(
         self, batch: Tensor, count: int, part: slice, generator: torch.Generator
     ) -> Tensor:
+        """Scale saturation, then contrast, then brightness of each image of `batch`."""
         factors = _around(1.0, self.colour_jitter, (3, count, 1, 1, 1), generator)[:, part]
         brightness, contrast, saturation = factors
         if batch.shape[1] == 3:
@@ -130,6 +134,7 @@ class Augmentation:
     def _vary_stain(
         self, batch: Tensor, count: int, part: slice, generator: torch.Generator
     ) -> Tensor:
+        """Scale and shift the stain densities of each image of `batch`."""
         scale = _around(1.0, self.stain_jitter, (count, 3), generator)[part]
         offset = _around(0.0, self.stain_jitter / 10, (count, 3), generator)[part]
         to_rgb, to_stains = _stain_matrices(batch.device)
@@ -142,9 +147,10 @@ class Augmentation:
 
 @functools.cache
 def _stain_matrices(device: torch.device) -> tuple[Tensor, Tensor]:
-    """From stains to colours and back, float32 [3, 3] each.
+    """The matrices from stains to RGB and back, float32 [3, 3] each.
 
-    Made once: copying and inverting them on a GPU would have the host wait in every step.
+    They are cached, because copying and inverting them on a GPU would make the host wait in every
+    step.
     """
     to_rgb = torch.tensor(STAIN_DENSITIES)
     to_rgb = to_rgb / to_rgb.norm(dim=1, keepdim=True)
@@ -152,7 +158,7 @@ def _stain_matrices(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _reflect(position: Tensor, size: int) -> Tensor:
-    """Positions beyond [0, size) mirrored at the border pixel; for shifts below `size`."""
+    """Positions outside [0, size) reflected at the border pixel; for shifts below `size`."""
     position = position.abs()
     return torch.where(position >= size, 2 * (size - 1) - position, position)
 
@@ -160,6 +166,6 @@ def _reflect(position: Tensor, size: int) -> Tensor:
 def _around(
     centre: float, width: float, shape: tuple[int, ...], generator: torch.Generator
 ) -> Tensor:
-    """Uniform draws from [centre - width, centre + width)."""
+    """Uniform draws from [centre - width, centre + width), float32 of `shape`."""
     draws = torch.rand(shape, generator=generator, device=generator.device)
     return centre + (2 * draws - 1) * width

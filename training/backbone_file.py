@@ -1,4 +1,8 @@
-"""Pre-trained backbones as safetensors files: weights, BatchNorm statistics, and where from."""
+"""Reads and writes pre-trained backbones as safetensors files.
+
+A file holds the weights, the BatchNorm statistics and, as metadata, the settings that produced
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,38 +21,37 @@ DESCRIBED = ("architecture", "dataset", "image_size", "self_supervised_steps")
 
 
 def backbone_bytes(weights: Mapping[str, Tensor], hp: Hyperparameters, seed: int) -> bytes:
-    """A safetensors file of a backbone's `state_dict`, which says where it is from."""
-    whole = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    """A safetensors file of `weights`, a backbone's `state_dict`, described by `DESCRIBED`."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     origin = {name: str(getattr(hp, name)) for name in DESCRIBED}
-    return save(whole, metadata={"format": "pt", **origin, "seed": str(seed)})
+    return save(tensors, metadata={"format": "pt", **origin, "seed": str(seed)})
 
 
 def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
-    """The weights in the file at `path`, on the CPU, all of them and of the backbone's shapes.
+    """The weights in the file at `path`, on the CPU; names and shapes are those of the backbone.
 
     Raises:
-        UserError: no such file, no safetensors, or the weights of another network.
+        UserError: the file is missing, is no safetensors file, or belongs to another network.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"hyperparameters.pretrained_backbone: {path}: cannot be read "
             f"({' '.join(str(error).split())}); give a file that tools.pretrain has written"
         ) from None
-    wanted = network.backbone.state_dict()
+    shapes = {name: value.shape for name, value in weights.items()}
+    expected = {name: value.shape for name, value in network.backbone.state_dict().items()}
     differing = sorted(
-        name
-        for name in wanted.keys() | found.keys()
-        if name not in wanted or name not in found or wanted[name].shape != found[name].shape
+        name for name in expected.keys() | shapes.keys() if expected.get(name) != shapes.get(name)
     )
     if differing:
-        what = ", ".join(f"{name} {metadata[name]}" for name in DESCRIBED if name in metadata)
+        origin = ", ".join(f"{name} {metadata[name]}" for name in DESCRIBED if name in metadata)
         raise UserError(
-            f"hyperparameters.pretrained_backbone: {path}: of another network "
-            f"({what or 'no description'}), {differing[0]} differs; "
-            "set architecture and dataset as they were there, or give another file"
+            f"hyperparameters.pretrained_backbone: {path}: belongs to another network "
+            f"({origin or 'no description'}): {differing[0]} differs; "
+            "set the same architecture and dataset, or give another file"
         )
-    return found
+    return weights

@@ -1,6 +1,6 @@
-"""What makes up for classes with few labels: balanced batches, or a weighted loss.
+"""Compensates for classes with few labels: class-balanced batches, or a class-weighted loss.
 
-Both look at the labels given so far and at nothing else; a class without any is left out.
+Both depend only on the labels given so far. A class without labels is left out.
 """
 
 from __future__ import annotations
@@ -11,10 +11,15 @@ from torch import Tensor
 
 
 def balanced_order(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Positions in `labels` (int64 [m]) to train on, int64 [count], every class equally often.
+    """The order to train on: int64 [count], positions in `labels`, every class equally often.
 
-    Of the K classes there are, each comes once in every K positions in a row, in random order.
-    All images of a class come, in random order, before one of them comes again.
+    Every K consecutive positions hold each of the K classes once, in random order. All images of a
+    class come once, in random order, before any of them comes again.
+
+    Args:
+        labels: int64 [m], on the CPU.
+        count: length of the order.
+        generator: CPU generator of both kinds of random order.
     """
     classes = labels.unique().tolist()
     turns = -(-count // len(classes))
@@ -30,9 +35,9 @@ def balanced_order(labels: Tensor, count: int, generator: torch.Generator) -> Te
 
 
 def class_weights(labels: Tensor, num_classes: int) -> Tensor:
-    """Float32 [num_classes]: inverse frequency among `labels` (int64 [m]), 0 where there is none.
+    """Float32 [num_classes]: the inverse frequency of each class; 0 for a class without labels.
 
-    Scaled so that the weights of all m images have mean 1.
+    The weights are scaled so that those of all m images in `labels`, int64 [m], have mean 1.
     """
     counts = torch.bincount(labels, minlength=num_classes)
     weights = len(labels) / ((counts > 0).sum() * counts.clamp(min=1).float())
@@ -47,17 +52,21 @@ def weighted_cross_entropy(
     ranks: int,
     label_smoothing: float,
 ) -> Tensor:
-    """Mean cross-entropy, nats, in which an image counts by its class's weight; a scalar.
+    """Mean cross-entropy in nats, each image weighted by its class: a scalar.
 
-    An image's weight is that of its own class, for its smoothed target as a whole: torch's own
-    `weight` would weigh each class's part of the smoothing apart, so that a class without labels
-    needs a weight too. The mean of all ranks' results is the weighted mean over their batch
-    together, whatever share of its weight each has.
+    The weight of an image's class applies to its smoothed target as a whole. The `weight` of
+    torch's own function would weight each class's share of the smoothing separately, so that a
+    class without labels would need a weight as well.
+
+    The mean of all ranks' results is the weighted mean over the whole batch, however its weight is
+    spread over them.
 
     Args:
-        logits, targets: this rank's, [b, C] and int64 [b].
-        weights: [C], as of `class_weights`.
-        all_targets: int64 [B], those of all `ranks`, this one's among them.
+        logits, targets: of this rank, [b, C] and int64 [b].
+        weights: [C], from `class_weights`.
+        all_targets: int64 [B], the targets of all ranks.
+        ranks: their number.
+        label_smoothing: as of `torch.nn.functional.cross_entropy`.
     """
     losses = F.cross_entropy(logits, targets, reduction="none", label_smoothing=label_smoothing)
     return (losses * weights[targets]).sum() / (weights[all_targets].sum() / ranks)

@@ -1,4 +1,4 @@
-"""Whether torch.compile works on this machine, found out before anything is trained."""
+"""Checks, before training starts, whether torch.compile works on this machine."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from errors import UserError
 
 
 def check_compilation(device: torch.device) -> None:
-    """Compile and run a trifle on `device`; a few seconds.
+    """Compile and run a small function on `device`, which takes a few seconds.
 
     Raises:
-        UserError: it failed, as where there is no C++ compiler.
+        UserError: that failed, for example because there is no C++ compiler.
     """
     try:
-        torch.compile(_trifle)(torch.ones(16, device=device))
-    # Whatever the compiler, the toolchain behind it or the file system raise means the same here.
+        torch.compile(_small_function)(torch.ones(16, device=device))
+    # Errors of the compiler, its toolchain and the file system all mean the same here.
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(
@@ -24,5 +24,5 @@ def check_compilation(device: torch.device) -> None:
         ) from error
 
 
-def _trifle(values: torch.Tensor) -> torch.Tensor:
+def _small_function(values: torch.Tensor) -> torch.Tensor:
     return values.sin() + 1

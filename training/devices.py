@@ -1,4 +1,4 @@
-"""Whether the GPUs that a run asks for are there: known before anything is read or trained."""
+"""Checks, before anything is read or trained, whether the GPUs that a run asks for exist."""
 
 from __future__ import annotations
 
@@ -8,36 +8,37 @@ import torch
 
 from errors import UserError
 
-NONE_ASKED = ("", "-1")  # of CUDA_VISIBLE_DEVICES: the usual ways to ask for no GPU
+NO_GPU = ("", "-1")  # the usual values of CUDA_VISIBLE_DEVICES that ask for no GPU
 
 
 def check_devices(environment: Mapping[str, str], assigned: int, processes: int) -> None:
-    """Refuse a run that asks for GPUs which PyTorch cannot give it.
+    """Refuse a run that asks for GPUs which PyTorch cannot use.
 
-    Such a run would fail at its first tensor, or train on the CPU for as long as nobody looks.
+    Such a run would fail at its first tensor, or train on the CPU without anybody noticing.
 
     Args:
         environment: of the process; CUDA_VISIBLE_DEVICES names the GPUs that the user asks for.
-        assigned: GPUs that a cluster has given to this task; 0 off a cluster.
-        processes: of the run, on this machine; each needs a GPU of its own.
+        assigned: number of GPUs that a cluster has assigned to this task; 0 off a cluster.
+        processes: number of processes of the run on this machine; each needs a GPU of its own.
 
     Raises:
-        UserError: GPUs are asked for or assigned and absent, or fewer than processes.
+        UserError: a GPU that is asked for or assigned is missing, or there are more processes
+            than GPUs.
     """
-    named = environment.get("CUDA_VISIBLE_DEVICES", "").strip()
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if assigned and not found:
+    visible = environment.get("CUDA_VISIBLE_DEVICES", "").strip()
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if assigned and not available:
         raise UserError(
-            f"resources.slots_per_trial: {assigned} GPUs assigned, none that torch "
-            f"{torch.__version__} can use; take a task image whose torch fits the driver"
+            f"resources.slots_per_trial: {assigned} GPUs are assigned, but torch "
+            f"{torch.__version__} can use none; take a task image whose torch fits the driver"
         )
-    if named not in NONE_ASKED and not found:
+    if visible not in NO_GPU and not available:
         raise UserError(
-            f"CUDA_VISIBLE_DEVICES: {named}, and torch {torch.__version__} finds no such GPU; "
+            f"CUDA_VISIBLE_DEVICES: {visible}, but torch {torch.__version__} finds no such GPU; "
             "correct it, or unset it to run on the CPU"
         )
-    if found and processes > found:
+    if available and processes > available:
         raise UserError(
-            f"--nproc-per-node: {processes} processes and {found} GPUs; start one for each GPU, "
+            f"--nproc-per-node: {processes} processes but {available} GPUs; start one per GPU, "
             'or set CUDA_VISIBLE_DEVICES="" to run on the CPU'
         )

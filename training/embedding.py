@@ -1,4 +1,4 @@
-"""Embeddings of many images: a backbone in eval mode, as fast as the device can run it.
+"""Embeds many images: runs a backbone in eval mode, as fast as the device allows.
 
 Queries, evaluations and predictions spend nearly all their time here.
 """
@@ -12,24 +12,25 @@ from torch import Tensor, nn
 
 from resnet_custom import SplitNetwork
 
-# On a CPU, larger steps push the activations out of its caches: with a ResNet-50 on 28x28 images
-# 128 at a time are a seventh faster than 512.
+# On a CPU, larger steps push the activations out of its caches: a ResNet-50 embeds 28x28 images a
+# seventh faster in steps of 128 than in steps of 512.
 LARGEST_CPU_STEP = 128
 
 
 class Embedder:
-    """Runs a network's backbone in eval mode, on a copy of the network made for that.
+    """Runs the backbone of a network in eval mode, on a copy made for inference.
 
-    In the copy, BatchNorms are taken into the convolutions and weights are in the type that is
-    computed in: the same function, but for rounding. torchvision's own models, of which not every
-    BatchNorm follows a convolution, are copied as they are. The network itself, its mode and its
-    statistics are left alone. Call `refresh` when its weights have changed.
+    The copy folds every BatchNorm into the convolution before it and holds its weights in the
+    compute type, so it is the same function except for rounding. Models of torchvision's own, in
+    which not every BatchNorm follows a convolution, are copied unchanged. The network itself, its
+    mode and its statistics stay as they are. Call `refresh` after its weights have changed.
 
     Args:
-        network: whose backbone is run.
-        compute_dtype: that the backbone computes in.
-        compiled_size: run it under torch.compile, on that many images at a time, fewer being
-            filled up, since each other size would be compiled anew; None: as it is.
+        network: the network whose backbone runs.
+        compute_dtype: the type that the backbone computes in.
+        compiled_size: run the backbone under torch.compile on this many images at a time. Smaller
+            batches are padded, because every other size would be compiled again. None: do not
+            compile.
     """
 
     def __init__(
@@ -41,58 +42,61 @@ class Embedder:
         self._network = network
         self._dtype = compute_dtype
         self._compiled_size = compiled_size
-        self._copy = self._made_for_it()
+        self._copy = self._inference_copy()
         if compiled_size is not None:
             self._copy.backbone.compile(dynamic=False)
 
     def refresh(self) -> None:
-        """Take over the network's weights and statistics as they are now."""
-        self._copy.load_state_dict(self._made_for_it().state_dict())
+        """Copy the network's current weights and statistics."""
+        self._copy.load_state_dict(self._inference_copy().state_dict())
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images, float [B, C, S, S] on the network's device, to float32 [B, D].
+        """Embeddings, float32 [B, D], of normalised images, float [B, C, S, S] on the device.
 
-        B is the compiled size at most, if there is one.
+        B is at most `compiled_size`, if that is given.
         """
         count, size = len(images), self._compiled_size
         if size is not None and count < size:
             images = images[torch.arange(size, device=images.device).clamp_max(count - 1)]
-        # Said again after filling up: of one channel, there are several ways to lie channels last.
+        # After the padding, which for one channel may change the strides of channels last.
         images = images.contiguous(memory_format=torch.channels_last)
         enabled = self._dtype != torch.float32
         with torch.autocast(images.device.type, self._dtype, enabled=enabled):
             return self._copy.embed(images)[:count].float()
 
-    # Ordinary tensors, whoever asks: those of inference mode cannot be refreshed outside it.
+    # Outside inference mode even if the caller is in it: `refresh` could not change its tensors.
     @torch.inference_mode(mode=False)
     @torch.no_grad()
-    def _made_for_it(self) -> SplitNetwork:
-        made = copy.deepcopy(self._network).eval()
-        if self._network.folds:
-            fold_batch_norms(made.backbone)
-            made.backbone.to(self._dtype)
-        return made.to(memory_format=torch.channels_last)
+    def _inference_copy(self) -> SplitNetwork:
+        """A copy of the network in eval mode, folded and converted where that is possible."""
+        network = copy.deepcopy(self._network).eval()
+        if network.folds:
+            fold_batch_norms(network.backbone)
+            network.backbone.to(self._dtype)
+        return network.to(memory_format=torch.channels_last)
 
 
 def fold_batch_norms(backbone: nn.Module) -> None:
-    """Take each BatchNorm into the convolution before it; `backbone` is in eval mode.
+    """Fold each BatchNorm into the convolution before it; `backbone` is in eval mode.
 
-    There a BatchNorm scales and shifts each channel by constants, which the convolution's weights
-    and bias can do as well; a pass over memory per convolution is saved. Each BatchNorm must be
-    registered right after the convolution whose result it takes.
+    In eval mode a BatchNorm scales and shifts each channel by constants, which the convolution can
+    do itself; that saves a pass over memory. Each BatchNorm must be registered directly after the
+    convolution whose result it normalises.
     """
-    convolution, before = "", None
+    convolution: nn.Conv2d | None = None
+    path = ""
     for name, module in list(backbone.named_modules()):
         if isinstance(module, nn.Conv2d):
-            convolution, before = name, module
+            convolution, path = module, name
         elif isinstance(module, nn.BatchNorm2d):
-            assert before is not None
-            _replace(backbone, convolution, nn.utils.fusion.fuse_conv_bn_eval(before, module))
+            assert convolution is not None
+            _replace(backbone, path, nn.utils.fusion.fuse_conv_bn_eval(convolution, module))
             _replace(backbone, name, nn.Identity())
-            before = None
+            convolution = None
 
 
-def _replace(root: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, own = name.rpartition(".")
-    setattr(root.get_submodule(parent), own, module)
+def _replace(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put `module` in the place of the submodule of `root` at `path`."""
+    parent, _, name = path.rpartition(".")
+    setattr(root.get_submodule(parent), name, module)

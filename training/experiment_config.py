@@ -1,4 +1,4 @@
-"""Reading a Determined experiment configuration where no cluster does it for us.
+"""Reads a Determined experiment configuration on a machine without a cluster.
 
 `load` reads the YAML, `override` applies `--set a.b=value`, and `sample` draws one value for every
 hyperparameter that a search would choose, in the notation of Determined's own configuration.
@@ -9,17 +9,18 @@ from __future__ import annotations
 import copy
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from errors import UserError
+from training.fields import nearest
+from training.hyperparameters import Hyperparameters
+from training.search_space import parse_range
 
 logger = logging.getLogger("active_learning")
-
-SEARCH_TYPES = ("categorical", "const", "double", "int", "log")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -47,8 +48,10 @@ def load(path: Path) -> dict[str, Any]:
 def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """`config` with every `dotted.name=value` applied; values are read as YAML.
 
+    A hyperparameter need not be in the configuration, since it has a default.
+
     Raises:
-        UserError: an assignment that has no `=`, or whose name is not in the configuration.
+        UserError: an assignment has no `=`, is no YAML, or sets what does not exist.
     """
     config = copy.deepcopy(config)
     for assignment in assignments:
@@ -56,19 +59,36 @@ def override(config: dict[str, Any], assignments: Sequence[str]) -> dict[str, An
         if not equals:
             raise UserError(f"--set {assignment}: no `=` in it; write --set NAME=VALUE")
         *parents, last = name.split(".")
-        place: Any = config
+        mapping: Any = config
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if not isinstance(place, dict) or last not in place:
+            mapping = mapping.get(parent) if isinstance(mapping, dict) else None
+        if not isinstance(mapping, dict) or last not in _settable(parents, mapping):
             raise UserError(
-                f"--set {assignment}: the configuration has no {name}; "
+                f"--set {assignment}: the configuration has no {name}"
+                f"{_suggestion(name, config)}; "
                 "write its whole path, such as hyperparameters.batch_size"
             )
         try:
-            place[last] = yaml.safe_load(text)
+            mapping[last] = yaml.safe_load(text)
         except yaml.YAMLError:
             raise UserError(f"--set {assignment}: {text!r} is no YAML value; quote it") from None
     return config
+
+
+def _settable(parents: Sequence[str], mapping: Mapping[str, Any]) -> set[str]:
+    """The names that can be set in `mapping`, which `parents` lead to."""
+    return set(mapping) | (Hyperparameters.names() if parents == ["hyperparameters"] else set())
+
+
+def _suggestion(name: str, config: Mapping[str, Any]) -> str:
+    """ " (did you mean ...?)" with the whole path that is nearest to `name`, or nothing."""
+    paths = {f"hyperparameters.{one}" for one in Hyperparameters.names()}
+    for section, content in config.items():
+        paths |= {f"{section}.{key}" for key in content} if isinstance(content, dict) else {section}
+    by_last = {path.rpartition(".")[2]: path for path in sorted(paths)}
+    if name in by_last:
+        return f" (did you mean {by_last[name]}?)"
+    return nearest(name, sorted(paths))
 
 
 def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], list[str]]:
@@ -78,59 +98,9 @@ def sample(hyperparameters: dict[str, Any], seed: int) -> tuple[dict[str, Any], 
         UserError: a search range that Determined would refuse as well.
     """
     generator = random.Random(seed)
-    values: dict[str, Any] = {}
-    drawn = []
-    for name, value in hyperparameters.items():
-        if not isinstance(value, dict):
-            values[name] = value
-            continue
-        kind = value.get("type")
-        if kind not in SEARCH_TYPES:
-            raise UserError(
-                f"hyperparameters.{name}.type: {kind!r} is not a kind of search range; "
-                f"allowed are {', '.join(SEARCH_TYPES)}"
-            )
-        values[name] = _draw(name, kind, value, generator)
-        if kind != "const":
-            drawn.append(name)
-    return values, drawn
-
-
-def _draw(name: str, kind: str, spec: dict[str, Any], generator: random.Random) -> Any:
-    needed = {
-        "const": ("val",),
-        "categorical": ("vals",),
-        "log": ("minval", "maxval", "base"),
-    }.get(kind, ("minval", "maxval"))
-    for key in needed:
-        if key not in spec:
-            raise UserError(f"hyperparameters.{name}.{key}: missing; a {kind} range needs it")
-    if kind == "const":
-        return spec["val"]
-    if kind == "categorical":
-        if not isinstance(spec["vals"], list) or not spec["vals"]:
-            raise UserError(
-                f"hyperparameters.{name}.vals: {spec['vals']!r} is no list of values; give one"
-            )
-        return generator.choice(spec["vals"])
-    low, high = spec["minval"], spec["maxval"]
-    for bound in (low, high):
-        whole = isinstance(bound, int) and not isinstance(bound, bool)
-        if not whole and not (isinstance(bound, float) and kind != "int"):
-            raise UserError(f"hyperparameters.{name}: {bound!r} is no bound of a {kind} range")
-    if low > high:
-        raise UserError(f"hyperparameters.{name}: minval {low} is above maxval {high}; swap them")
-    if kind == "int":
-        return generator.randint(low, high)
-    if kind == "double":
-        return generator.uniform(low, high)
-    base = spec["base"]
-    if not isinstance(base, (int, float)) or base <= 1:
-        raise UserError(f"hyperparameters.{name}.base: {base!r} is not above 1; give 10")
-    try:
-        return float(base ** generator.uniform(low, high))
-    except OverflowError:
-        raise UserError(f"hyperparameters.{name}: {base} ** {high} is no number") from None
+    ranges = {name: parse_range(name, value) for name, value in hyperparameters.items()}
+    values = {name: one.draw(generator) for name, one in ranges.items()}
+    return values, [name for name, one in ranges.items() if one.kind != "const"]
 
 
 def drawn_config(config: dict[str, Any], log: bool) -> dict[str, Any]:

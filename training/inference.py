@@ -1,7 +1,7 @@
-"""Runs a network over many images, without training it: for queries, evaluations and predictions.
+"""Runs a network over many images for queries, evaluations and predictions.
 
-Networks are used in eval mode, in the run's precision. Images are taken as they are, but for the
-further views of test-time augmentation.
+The network is in eval mode and computes in the run's precision. Images are not augmented, except
+for the additional views of test-time augmentation.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from training.seeds import derive_seed, make_generator
 
 @dataclass(frozen=True)
 class Passes:
-    """The T ways in which a query looks at every image, drawn once for all of them.
+    """The T stochastic passes of a query, drawn once for all candidates.
 
-    A pass is one function of an image, the same for the whole pool, so that the passes' opinions
-    of two images can be compared (BALD for batches rests on it), and neither batches nor ranks
-    make a difference.
+    A pass is one fixed function of an image, the same for the whole pool. Its predictions for two
+    images can therefore be compared, which BALD for batches needs, and neither the batch size nor
+    the number of ranks changes them.
 
-    masks: float32 [M, D], dropout masks of the head on the image as it is; one of ones for none.
-    view_seeds: of T - M further looks, each at another view of the image.
+    masks: float32 [M, D], dropout masks for the head on the unchanged image; a single mask of ones
+        switches dropout off.
+    view_seeds: seeds of the other T - M passes, each on an augmented view of the image.
     augmentation: makes the views.
     """
 
@@ -41,15 +42,15 @@ class Passes:
 
 
 def query_passes(hp: Hyperparameters, network: SplitNetwork, seed: int, round_: int) -> Passes:
-    """The passes of the query that opens `round_`, on the network's device.
+    """The passes of the query that opens round `round_`, on the network's device.
 
-    - `softmax`: the network once, as it is.
-    - `mc_dropout`: sampled heads; all of them share one pass of the backbone. Gal & Ghahramani
-      2016, "Dropout as a Bayesian Approximation".
-    - `test_time_augmentation`: the image, and views of it by the augmentation that the network was
-      trained with; each of the T costs a pass of the backbone. Ayhan & Berens 2018, "Test-time Data
-      Augmentation for Estimation of Heteroscedastic Aleatoric Uncertainty in Deep Neural Networks";
-      Wang et al. 2019, doi 10.1016/j.neucom.2019.01.103.
+    - `softmax`: one pass without dropout.
+    - `mc_dropout`: T sampled heads, which share one pass of the backbone. Gal & Ghahramani 2016,
+      "Dropout as a Bayesian Approximation".
+    - `test_time_augmentation`: the unchanged image and T - 1 views of it, made by the augmentation
+      that the network is trained with; each costs a pass of the backbone. Ayhan & Berens 2018,
+      "Test-time Data Augmentation for Estimation of Heteroscedastic Aleatoric Uncertainty in Deep
+      Neural Networks"; Wang et al. 2019, doi 10.1016/j.neucom.2019.01.103.
     """
     device = network.classifier.weight.device
     masks = torch.ones(1, network.embedding_size, device=device)
@@ -65,12 +66,14 @@ def query_passes(hp: Hyperparameters, network: SplitNetwork, seed: int, round_: 
 
 @dataclass(frozen=True)
 class Inference:
-    """A network in eval mode and what its images are normalised by.
+    """A network in eval mode, with the mean and deviation that normalise its images.
 
-    The backbone is run as the network is when first needed, or at the last `refresh`; the head as
-    it is at any time.
+    The backbone has the weights that the network had at the first use or at the last `refresh`; the
+    head always has the network's current weights.
 
     mean, std: float32 [C], of the training images, in units of full brightness.
+    compute_dtype: the type that the backbone computes in.
+    batch_size: images per step; a CPU takes `LARGEST_CPU_STEP` at most.
     compiled: run the backbone under torch.compile.
     """
 
@@ -83,7 +86,7 @@ class Inference:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is; images may be elsewhere, and are brought there in batches."""
+        """The network's device; images on another device are copied to it in batches."""
         return self.mean.device
 
     @cached_property
@@ -93,16 +96,16 @@ class Inference:
 
     @property
     def step(self) -> int:
-        """How many images to embed at a time: `batch_size`, or what a CPU does best."""
+        """How many images to embed at a time."""
         on_cpu = self.device.type == "cpu"
         return min(self.batch_size, LARGEST_CPU_STEP) if on_cpu else self.batch_size
 
     def refresh(self) -> None:
-        """Take over the backbone's weights and statistics as they are now."""
+        """Copy the backbone's current weights and statistics."""
         self._embedder.refresh()
 
     def embed(self, images: Tensor, title: str) -> Tensor:
-        """Images uint8 [N, C, S, S] to float32 embeddings [N, D] on the network's device."""
+        """Embeddings, float32 [N, D] on the device, of images uint8 [N, C, S, S] on any device."""
         blocks = []
         for batch in tqdm(
             images.split(self.step), desc=title, leave=False, disable=None, unit="batch"
@@ -113,22 +116,23 @@ class Inference:
 
     @torch.inference_mode()
     def embed_batch(self, batch: Tensor) -> Tensor:
-        """The same for images that fit on the device together; where compiled, `step` at most."""
+        """The same for a batch that fits on the device; at most `step` images if compiled."""
         batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
         return self._embedder(normalise(batch, self.mean, self.std))
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor) -> Tensor:
-        """Float32 embeddings [N, D] to logits [N, classes], with dropout off."""
+        """Logits [N, classes] of float32 embeddings [N, D], without dropout."""
         return self.network.head(embeddings)
 
     @torch.inference_mode()
     def probabilities(self, batch: Tensor, embeddings: Tensor, passes: Passes) -> Tensor:
-        """What each of T passes says: float32 [T, B, classes].
+        """Class probabilities of each of the T passes: float32 [T, B, classes].
 
         Args:
-            batch: images uint8 [B, C, S, S]; looked at where there are further views only.
-            embeddings: [B, D], theirs, as of `embed_batch`.
+            batch: images uint8 [B, C, S, S]; used only if `passes` has views.
+            embeddings: [B, D], their embeddings from `embed_batch`.
+            passes: the query's, from `query_passes`.
         """
         batch = batch.to(self.device)
         logits = [self.network.monte_carlo_logits(embeddings, passes.masks)]
@@ -141,5 +145,5 @@ class Inference:
 
     @torch.inference_mode()
     def uncertainty(self, batch: Tensor, embeddings: Tensor, passes: Passes) -> Tensor:
-        """Predictive entropy [B], nats, of the mean over `probabilities`."""
+        """Predictive entropy in nats, [B], of the mean of `probabilities` over the passes."""
         return predictive_entropy(self.probabilities(batch, embeddings, passes))

@@ -1,8 +1,8 @@
-"""What a fallible annotator would answer: labels of which a given share is wrong.
+"""Simulates an annotator who makes mistakes: a given share of the labels is wrong.
 
-The whole pool is answered for at once, from the seed alone, so that an image has one answer
-whenever, in whatever order and on whichever rank it is asked for. Nothing else in the package sees
-wrong labels: validation and test splits stay as they are.
+The labels of the whole pool are drawn at once, from the seed alone. An image therefore has the same
+label whenever, in whatever order and on whichever rank it is asked for. Validation and test labels
+are never changed.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from data import ImageStore, release
 from training.seeds import make_generator
 
 KINDS = ("uniform", "confusion")
-BLOCK = 1024  # images whose pixels are floats at a time
+BLOCK = 1024  # images that are converted to floats at a time
 
 
 def noisy_labels(store: ImageStore, rate: float, kind: str, seed: int) -> Tensor:
-    """The label given for each image of `store`, int64 [N] on the CPU.
+    """The annotator's label of each image of `store`, int64 [N] on the CPU.
 
-    Each is wrong with probability `rate`, independently. A wrong label is one of the other classes:
-    any of them alike (`uniform`), or in the proportions of `confusion_shares` (`confusion`). These
-    are the symmetric and the class-dependent noise of Patrini et al. 2017, "Making Deep Neural
-    Networks Robust to Label Noise". What is wrong at one rate is wrong, and the same, at any higher
-    one with the same seed.
+    Each label is wrong with probability `rate`, independently of the others. A wrong label is
+    another class: each equally likely (`uniform`), or in the proportions of `confusion_shares`
+    (`confusion`). These are the symmetric and the class-dependent noise of Patrini et al. 2017,
+    "Making Deep Neural Networks Robust to Label Noise". With the same seed, a label that is wrong
+    at one rate is wrong in the same way at every higher rate.
     """
     labels = store.labels.cpu()
     generator = make_generator(seed, "label_noise")
@@ -38,14 +38,14 @@ def noisy_labels(store: ImageStore, rate: float, kind: str, seed: int) -> Tensor
 
 
 def confusion_shares(store: ImageStore) -> Tensor:
-    """Who is easily taken for whom: float64 [C, C] on the CPU, zero diagonal, rows that sum to 1.
+    """How classes resemble each other: float64 [C, C] on the CPU, zero diagonal, rows sum to 1.
 
-    Entry (i, j) is the share of class i's images whose pixels lie nearer to the mean image of class
-    j than to that of any other class but their own. It takes the pool's images and true labels,
-    which the oracle alone knows, and no trained network and no other split.
+    Entry (i, j) is the share of class i's images whose pixels are closer to the mean image of class
+    j than to that of any other class except their own. It uses the pool's images and true labels,
+    which only the oracle knows, but no trained network and no other split.
 
     Raises:
-        ValueError: a class has no image, and hence no mean.
+        ValueError: a class has no image and therefore no mean.
     """
     classes = store.num_classes
     counts = torch.bincount(store.labels.cpu(), minlength=classes)
@@ -68,9 +68,10 @@ def confusion_shares(store: ImageStore) -> Tensor:
 
 
 def _block(store: ImageStore, start: int) -> tuple[Tensor, Tensor]:
-    """Pixels float64 [b, C * H * W], 0 to 255, and labels of images from `start` on, on the CPU.
+    """Pixels, float64 [b, C * H * W] in 0 to 255, and labels of the images from `start` on.
 
-    In float64, whole numbers and their sums are exact: every machine finds the same shares.
+    Both are on the CPU. Float64 holds whole numbers and their sums exactly, so every machine
+    computes the same shares.
     """
     rows = slice(start, start + BLOCK)
     pixels = store.images[rows].cpu().flatten(1).double()

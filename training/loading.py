@@ -1,4 +1,4 @@
-"""The data set that a trial's hyperparameters name, and the part of it that is evaluated."""
+"""Loads the data set that the hyperparameters name, and selects the images to evaluate."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from training.hyperparameters import Hyperparameters
 from training.seeds import make_generator
 
 
-def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
-    """Read it from `data_dir`, or else `hp.data_dir`; downloaded first where it is missing.
+def load_data(hp: Hyperparameters, data_dir: Path | None = None, read_only: bool = False) -> Splits:
+    """Load the data set from `data_dir`, or from `hp.data_dir` if that is None.
+
+    A MedMNIST file that is missing is downloaded. Otherwise nothing is written into the folder with
+    `read_only`.
 
     Raises:
-        UserError: it is not there, or cannot be used.
+        UserError: the data set is missing or cannot be used.
     """
     return load_splits(
         hp.dataset,
@@ -24,12 +27,13 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None) -> Splits:
         split_seed=hp.split_seed,
         validation_fraction=hp.validation_fraction,
         test_fraction=hp.test_fraction,
+        read_only=read_only,
     )
 
 
 def evaluated_part(store: ImageStore, size: int) -> ImageStore:
-    """`size` images of `store`, drawn at random and always the same; all of them for 0."""
+    """A random but fixed selection of `size` images of `store`; all of them for 0."""
     if not 0 < size < len(store):
         return store
     chosen = torch.randperm(len(store), generator=make_generator(0, "evaluation"))[:size]
-    return ImageStore(store.images[chosen], store.labels[chosen], store.class_names)
+    return store.subset(chosen)

@@ -1,4 +1,4 @@
-"""The optimizer, its learning rate at every step, and what becomes of weights between rounds."""
+"""The optimizer, the learning rate of every step, and shrink-and-perturb between rounds."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
 
 def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused where the device has it.
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101), fused where torch supports it.
 
-    Weight decay acts on matrices and kernels only: shrinking a norm's scale or a bias does not
-    regularise the function that the network computes. Frozen parameters are left out.
+    Weight decay applies to matrices and kernels only, because shrinking biases or the scales of
+    norms does not regularise the function that the network computes. Frozen parameters are left
+    out. The learning rate is 0 until the first step sets it.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
@@ -29,9 +30,9 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) -> float:
-    """The rate for `step` of a round of `steps`: linear warm-up to `peak`, then a cosine to 0.
+    """The rate of step `step` of `steps`: a linear warm-up to `peak`, then a cosine to 0.
 
-    A closed form of the step, so that nothing about it needs saving.
+    It is a closed form of the step, so checkpoints need not hold it.
     """
     warmup = max(1, round(warmup_fraction * steps))
     if step < warmup:
@@ -41,10 +42,10 @@ def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) ->
 
 @torch.no_grad()
 def shrink_and_perturb(network: nn.Module, fresh: nn.Module, shrink: float, perturb: float) -> None:
-    """Move every weight that is trained to `shrink * weight + perturb * fresh weight`.
+    """Set every trainable weight to `shrink * weight + perturb * fresh weight`.
 
-    Ash & Adams 2020, arXiv 1910.08475: keeps what was learnt as a direction, and wins back the
-    ability to learn from new labels that a converged network has lost.
+    Ash & Adams 2020 (arXiv 1910.08475): the network keeps the direction that it has learnt, and
+    regains the ability to learn from new labels, which a converged network has lost.
     """
     for parameter, new in zip(network.parameters(), fresh.parameters(), strict=True):
         if parameter.requires_grad:

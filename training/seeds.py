@@ -1,4 +1,4 @@
-"""One seed per purpose, derived from the trial seed, so that no two draws share a stream."""
+"""Derives one seed per purpose from the trial seed, so that no two purposes share a stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 
 def derive_seed(trial_seed: int, purpose: str, *numbers: int) -> int:
-    """A seed in [0, 2**63) that is a pure function of its arguments, on every machine."""
+    """A seed in [0, 2**63): a pure function of its arguments, the same on every machine."""
     text = "/".join([str(trial_seed), purpose, *map(str, numbers)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 

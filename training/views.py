@@ -1,7 +1,8 @@
-"""Two different views of every image, for self-supervised learning; batched, on the device.
+"""Makes the random views of images that self-supervised learning compares.
 
-A view is what `Augmentation` makes with a strong jitter, sometimes turned grey, of which a random
-part is cut out and enlarged to the full size again.
+A view is an image under `Augmentation` with a strong colour jitter, sometimes converted to grey. A
+random part of it is then cropped and enlarged to the full size. Whole batches are made on the
+device.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor
 
 from training.augmentation import Augmentation
 
-# Chen et al. 2020 (SimCLR, arXiv 2002.05709), whose blur is left out, as for CIFAR there: at 28
-# pixels it would take away the nuclei's texture. Their crops go down to 0.08 of the image, which
-# here would be an 8x8 patch.
+# The views of Chen et al. 2020 (SimCLR, arXiv 2002.05709) without blur, which they leave out for
+# CIFAR as well: at 28 pixels it would remove the texture of nuclei. Their smallest crops have 0.08
+# of the area, which here would be an 8x8 patch.
 SMALLEST_CROP = 0.3  # share of the image's area
-LARGEST_RATIO = 4 / 3  # of a crop's sides
+LARGEST_RATIO = 4 / 3  # of a crop's longer side to its shorter one
 COLOUR_JITTER = 0.4
 GREY_PROBABILITY = 0.2
 
 
 @dataclass(frozen=True)
 class Views:
-    """What a view may change.
+    """Makes views.
 
-    flips_and_rotations: as of `Augmentation`, whose other settings are fixed.
+    flips_and_rotations: as in `Augmentation`, whose other settings are fixed.
     """
 
     flips_and_rotations: bool
@@ -40,10 +41,10 @@ class Views:
         generator: torch.Generator,
         part: slice = slice(None),
     ) -> Tensor:
-        """One view of each of the images `indices[part]`: float32 [B, C, H, W] in [0, 1].
+        """One view of each of the images `indices[part]`: float32 [B, C, S, S] in [0, 1].
 
-        Arguments, and what `part` is for, as of `Augmentation.batch`. Call it twice with one
-        generator for two views.
+        The arguments are those of `Augmentation.batch`. Two calls with one generator give two
+        different views.
         """
         augmentation = Augmentation(self.flips_and_rotations, 0, COLOUR_JITTER, 0.0)
         batch = augmentation.batch(images, indices, generator, part)
@@ -55,15 +56,15 @@ class Views:
 
 
 def random_resized_crop(batch: Tensor, draws: Tensor) -> Tensor:
-    """A part of each of the images [B, C, H, W], enlarged to [H, W] by bilinear interpolation.
+    """A random part of each image of `batch` [B, C, H, W], enlarged to [H, W] bilinearly.
 
-    draws: float32 [4, B], uniform in [0, 1): they decide the crop's area, the ratio of its sides,
-    and the place of its centre, vertically and horizontally. A crop never leaves the image.
+    draws: float32 [4, B], uniform in [0, 1), which determine the crop's area, the ratio of its
+    sides, and the vertical and horizontal place of its centre. A crop never leaves the image.
     """
     area = SMALLEST_CROP + (1 - SMALLEST_CROP) * draws[0]
     ratio = torch.exp((2 * draws[1] - 1) * math.log(LARGEST_RATIO))
     height, width = (area / ratio).sqrt().clamp(max=1), (area * ratio).sqrt().clamp(max=1)
-    # In the units of `affine_grid`: the image reaches from -1 to 1 both ways.
+    # In the units of `affine_grid`, in which the image extends from -1 to 1.
     down, right = (2 * draws[2] - 1) * (1 - height), (2 * draws[3] - 1) * (1 - width)
     none = torch.zeros_like(height)
     rows = [torch.stack([width, none, right], 1), torch.stack([none, height, down], 1)]

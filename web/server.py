@@ -45,6 +45,7 @@ def listen(access: Access) -> tuple[socket.socket, Access]:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((access.host, access.port))
+        listener.listen()  # so that the address works as soon as it is printed
     except (OSError, UnicodeError) as error:
         if getattr(error, "errno", None) == errno.EADDRINUSE:
             remedy = "end the server that uses it, or give another --port"
@@ -67,8 +68,8 @@ def address(access: Access) -> str:
     return f"http://{host}:{access.port}/{query}"
 
 
-def serve(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve `app` until SIGINT or SIGTERM."""
+def serve(app: ASGIApp, listener: socket.socket, shutdown_seconds: int = SHUTDOWN_SECONDS) -> None:
+    """Serve `app` until SIGINT or SIGTERM; requests under way have `shutdown_seconds` to end."""
     config = uvicorn.Config(
         app,
         log_level="warning",
@@ -76,6 +77,6 @@ def serve(app: ASGIApp, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_graceful_shutdown=shutdown_seconds,
     )
     uvicorn.Server(config).run(sockets=[listener])

@@ -233,7 +233,7 @@ def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator
     baseline = Baseline(hp, train, device)
     candidates = torch.arange(min(pool, len(train)))
     evaluated = torch.arange(max(CLASSES, EVALUATED // size.round_part))
-    part = ImageStore(train.images[evaluated], train.labels[evaluated], train.class_names)
+    part = train.subset(evaluated)
 
     def package_round() -> None:
         _query(learner)

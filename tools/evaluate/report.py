@@ -2,139 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import torch
+from torch import Tensor
 
 from reporting import prediction_figures as figures
-from reporting.figures import contact_sheet, learning_curve
+from reporting.figures import learning_curve
 from reporting.galleries import CLASSES, Predictions, attention, mistakes
-from reporting.html_page import cards, page, plot, section, table
-from reporting.measures import ECE_BINS, Estimate
+from reporting.html_page import bullets, cards, details, name, note, page, plot, table
+from reporting.intervals import Estimate
+from reporting.measures import ECE_BINS, PER_CLASS, confidence_bins
+from reporting.numbers import estimate_text, interval_text, value_text
 from reporting.pool_map import pool_map
+from reporting.tile_sheet import contact_sheet
 from run_folder.reader import Run
-from tools.evaluate.measure import RESAMPLES, Evaluation
+from tools.evaluate.measure import Evaluation, group_accuracies
+from tools.evaluate.tables import CLASS_SCORES, SCORES
 
-SCORES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "auc": "AUC, mean over classes",
-    "macro_precision": "precision, mean over classes",
-    "macro_recall": "recall, mean over classes",
-    "macro_f1": "F1, mean over classes",
-    "brier": "Brier score",
-    "brier_calibrated": "Brier score, temperature-scaled",
-    "ece": "calibration error",
-    "ece_calibrated": "calibration error, scaled",
-}
 SPLIT_NAMES = {"val": "validation", "test": "test"}
 MAP_POINTS = 333  # of each kind; t-SNE takes seconds for these, and minutes for a whole pool
 SHEET_IMAGES = 20  # of each round's contact sheet
+CONFUSIONS = 15  # pairs of classes listed
+GROUPS = 50  # listed, those with the lowest accuracy
 
 
 def html_report(run: Run, evaluation: Evaluation) -> str:
     """The whole report, one self-contained HTML document."""
     title = f"{run.splits.name}: evaluation on the {SPLIT_NAMES[evaluation.split]} split"
-    return page(title, [_summary(run, evaluation), *_sections(run, evaluation)])
+    return page(title, _summary(run, evaluation), _sections(run, evaluation))
 
 
-def _sections(run: Run, evaluation: Evaluation) -> list[str]:
+def _sections(run: Run, evaluation: Evaluation) -> list[tuple[str, str]]:
+    """Title and HTML of each section."""
     names = run.splits.class_names
-    scores = evaluation.class_scores
     labels = evaluation.store.labels
     confidence, predicted = evaluation.probabilities.max(1)
-    predictions = Predictions(evaluation.store.images, labels, predicted, confidence, names)
+    predictions = Predictions(
+        evaluation.store.images, labels, predicted, confidence, names, evaluation.store.sources
+    )
     rounds = [row for row in run.metrics if "val_accuracy" in row]
-    wrong = mistakes(predictions)
-    few = f" The first {CLASSES} classes are shown." if len(names) > CLASSES else ""
-    return [
-        section(
-            "Learning curves",
-            "Accuracy and AUC after each round, as the run measured them; the test curve is only "
-            "reported.",
-            plot(learning_curve(rounds, run.path.name), "accuracy and AUC against labelled images"),
-        ),
-        section(
-            "Loss",
-            "The training loss is on augmented images and includes label smoothing, the validation "
-            "loss is on images as they are; they compare in their course, not in their height.",
-            plot(figures.losses(run.metrics), "training and validation loss of each round"),
-        ),
-        section(
-            "Confusion matrix",
-            "Numbers of images; the shade is the share of the true class, the row.",
-            plot(figures.confusion_matrix(evaluation.confusion, names), "confusion matrix"),
-        ),
-        section(
-            "Precision and recall",
-            "Of the images called a class, the share that is of it; of the images of a class, the "
-            "share that is found. Bars are 95 % intervals.",
-            plot(
-                figures.precision_and_recall(scores["precision"], scores["recall"], names),
-                "precision and recall of each class with intervals",
-            )
-            + _class_table(evaluation, names),
-        ),
-        section(
-            "Precision and recall against labels spent",
-            "Of each class, as the run measured them on its validation images after each round; in "
-            "brackets, the labels spent on images that turned out to be of the class.",
-            plot(figures.class_curves(rounds, names), "precision and recall of each class by round")
-            if any(name.startswith("val_recall_") for row in rounds for name in row)
-            else "<p>This run was written by a version that did not record them.</p>",
-        ),
-        section(
-            "ROC curves",
-            "Each class against all others.",
-            plot(
-                figures.roc_curves(evaluation.probabilities, labels, scores["class_auc"], names),
-                "ROC curves of all classes",
-            ),
-        ),
-        section(
-            "Reliability",
-            f"Predictions in {ECE_BINS} bins of confidence. Where bars stay below the dashed line "
-            "the network is surer than it is right. One temperature, "
-            f"{evaluation.temperature:.3f}, divides all logits; it is fitted on the validation "
-            "split" + (", the one shown here." if evaluation.split == "val" else "."),
-            plot(
-                figures.reliability(evaluation.probabilities, evaluation.calibrated, labels),
-                "reliability diagrams before and after temperature scaling",
-            ),
-        ),
-        section("What was queried", *_queries(run)),
-        section(
-            "Map of the pool",
-            f"Embeddings of training images, at most {MAP_POINTS} drawn of each kind, brought into "
-            "the plane by t-SNE: what lies close together the network finds alike; distances "
-            "between groups mean nothing.",
-            plot(
-                pool_map(
-                    run.splits.train.images,
-                    run.pool.acquired_round,
-                    run.round,
-                    run.inference,
-                    names,
-                    run.seed,
-                    MAP_POINTS,
-                ),
-                "two-dimensional map of embeddings",
-            ),
-        ),
-        section(
-            "Most confident mistakes",
-            "Each beside the most confident right example of its own class, and of the class it "
-            f"was taken for.{few}",
-            cards(wrong) if wrong else "<p>No mistakes on this split.</p>",
-        ),
-        section(
-            "Where the network looks",
-            "Grad-CAM for the predicted class: yellow is evidence for it, dark blue is none. The "
-            f"most confident right and wrong prediction of each class.{few}",
-            cards(attention(predictions, run.inference)),
-        ),
+    sections = [
+        ("Classes", _classes(evaluation, names)),
+        ("Confusions", _confusions(evaluation, names)),
+        ("Learning curves", _learning_curves(run, rounds)),
+        ("Losses", _losses(run)),
+        ("Classes by round", _class_curves(rounds, names)),
+        ("ROC curves", _roc_curves(evaluation, names)),
+        ("Calibration", _calibration(evaluation)),
+        ("Queries", _queries(run)),
+        ("Map of the pool", _map(run)),
+        ("Most confident mistakes", _mistakes(predictions)),
+        ("Where the network looks", _attention(run, predictions)),
     ]
+    if evaluation.groups is not None:
+        sections.insert(2, ("Groups", _groups(evaluation)))
+    return sections
 
 
 def _summary(run: Run, evaluation: Evaluation) -> str:
@@ -145,9 +69,15 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
         f"(rounds count from 0; validation loss {run.val_loss:.3f}).",
         f"{labelled} of {pool} training images labelled ({labelled / pool:.1%}), chosen by "
         f"{run.hp.query_strategy}; seed {run.seed}.",
-        f"Intervals: 95 %, from {RESAMPLES} bootstrap resamples of the images. They tell how much "
+        "Intervals hold with 95 % confidence: Wilson's for shares, DeLong's variance for AUC, a "
+        "bias-corrected bootstrap for Brier score and calibration error. They tell how much "
         "another draw of images would change a figure, not how much another training run would.",
     ]
+    if evaluation.groups is not None:
+        count = len(evaluation.groups.names)
+        lines.append(
+            f"Images of one group vary together; the intervals count {count} groups, not images."
+        )
     if evaluation.split == "test":
         lines.append("Test figures are reported only: nothing was chosen or fitted by them.")
     else:
@@ -155,50 +85,216 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
             "The checkpoint and the temperature were chosen on this split, so its figures flatter "
             "a little; the test split is for reporting."
         )
-    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
-    rows = [[escape(title), _cell(evaluation.scores[name])] for name, title in SCORES.items()]
-    notes = (
+    rows = [[escape(title), _cell(evaluation.scores[one])] for one, title in SCORES.items()]
+    reading = (
         "Balanced accuracy is the mean recall. The Brier score, 0 to 2, and the calibration error, "
-        "0 to 1, are better when lower. Resampling inflates calibration errors, so their intervals "
-        "lean upwards."
+        "0 to 1, are better when lower."
     )
-    return f'<ul>{items}</ul>\n<p class="note">{notes}</p>\n{table(["measure", "value"], rows)}'
+    return bullets(map(escape, lines)) + table(["measure", "value"], rows) + note(reading)
 
 
-def _class_table(evaluation: Evaluation, names: Sequence[str]) -> str:
+def _classes(evaluation: Evaluation, names: Sequence[str]) -> str:
     scores = evaluation.class_scores
+    support = evaluation.confusion.sum(1).tolist()
+    rows = [
+        [name(one), str(support[c]), *(_cell(scores[score][c]) for score in PER_CLASS)]
+        for c, one in enumerate(names)
+    ]
+    means = ("macro_precision", "balanced_accuracy", "macro_f1", "auc")
+    total = str(len(evaluation.store))
+    rows.append(["mean", total, *(_cell(evaluation.scores[one]) for one in means)])
+    return (
+        note(
+            "Precision: of the images called a class, the share that is of it. Recall: of the "
+            "images of a class, the share that is called it. Bars are 95 % intervals."
+            + _of_many(len(names), figures.BARS, "with the lowest recall are drawn")
+        )
+        + plot(
+            figures.precision_and_recall(scores["precision"], scores["recall"], names),
+            "Precision and recall of each class; the table below has the numbers.",
+        )
+        + table(["class", "images", *CLASS_SCORES.values()], rows)
+    )
+
+
+def _confusions(evaluation: Evaluation, names: Sequence[str]) -> str:
+    counts = evaluation.confusion
+    errors = counts - torch.diag(counts.diagonal())
+    order = errors.flatten().argsort(descending=True, stable=True)[:CONFUSIONS].tolist()
+    rows = []
+    for true, called in (divmod(cell, len(names)) for cell in order):
+        count, images = int(errors[true, called]), int(counts[true].sum())
+        if count:
+            share = f"{count / images:.0%} of {images}"
+            rows.append([name(names[true]), name(names[called]), str(count), share])
+    most = "No image was confused."
+    if rows:
+        most = "The most frequent confusions are listed below it."
+    return (
+        note(
+            "Numbers of images; the shade is the share of the true class, the row."
+            + _of_many(len(names), figures.CELLS - 1, "with the most errors have rows of their own")
+        )
+        + plot(figures.confusion_matrix(counts, names), f"Confusion matrix. {most}")
+        + (
+            table(["true class", "called", "images", "share of the class"], rows, names=2)
+            if rows
+            else note(most)
+        )
+    )
+
+
+def _groups(evaluation: Evaluation) -> str:
+    found = group_accuracies(evaluation)
+    rows = [[name(one), str(images), _cell(accuracy)] for one, images, accuracy in found[:GROUPS]]
+    few = f" The {GROUPS} least accurate of {len(found)} are listed." if len(found) > GROUPS else ""
+    return note(
+        "Accuracy in each group of images that the split keeps together, such as the images of a "
+        f"patient or of a slide; the least accurate first.{few}"
+    ) + table(["group", "images", "accuracy"], rows)
+
+
+def _learning_curves(run: Run, rounds: Sequence[Mapping[str, float]]) -> str:
+    columns = {
+        "labeled_samples": "labels",
+        "val_accuracy": "validation accuracy",
+        "val_auc": "validation AUC",
+        "test_accuracy": "test accuracy",
+        "test_auc": "test AUC",
+    }
+    return (
+        note(
+            "Accuracy and AUC after each round, as the run measured them; the test curve is only "
+            "reported."
+        )
+        + plot(
+            learning_curve(rounds, run.path.name),
+            f"Accuracy and AUC against labelled images. {_course(rounds)}",
+        )
+        + _rounds_table(rounds, columns)
+    )
+
+
+def _course(rounds: Sequence[Mapping[str, float]]) -> str:
+    """The learning curve in a sentence."""
+    first, last = rounds[0], rounds[-1]
+    return (
+        f"Validation accuracy goes from {first['val_accuracy']:.3f} with "
+        f"{first['labeled_samples']:.0f} labels to {last['val_accuracy']:.3f} with "
+        f"{last['labeled_samples']:.0f}."
+    )
+
+
+def _rounds_table(rounds: Sequence[Mapping[str, float]], columns: Mapping[str, str]) -> str:
+    """The numbers of a curve by round, to be opened."""
     rows = [
         [
-            escape(name),
-            str(int(evaluation.confusion[c].sum())),
-            *(_cell(scores[one][c]) for one in ("precision", "recall", "f1", "class_auc")),
+            f"{row['round']:.0f}",
+            *(
+                "" if one not in row else f"{row[one]:.0f}" if one == "labeled_samples"
+                else f"{row[one]:.4f}"
+                for one in columns
+            ),
         ]
-        for c, name in enumerate(names)
-    ]
-    means = (evaluation.scores[f"macro_{one}"] for one in ("precision", "recall", "f1"))
-    total = str(len(evaluation.store))
-    rows.append(["mean", total, *(_cell(one) for one in means), _cell(evaluation.scores["auc"])])
-    return table(["class", "images", "precision", "recall", "F1", "AUC"], rows)
+        for row in rounds
+    ]  # fmt: skip
+    return details("The numbers", table(["round", *columns.values()], rows))
 
 
-def _cell(estimate: Estimate) -> str:
-    if estimate.value != estimate.value:
-        return "&ndash;"
-    interval = f"[{estimate.low:.3f}, {estimate.high:.3f}]"
-    return f'{estimate.value:.3f} <span class="interval">{interval}</span>'
+def _losses(run: Run) -> str:
+    rows = [row for row in run.metrics if "val_loss" in row]
+    columns = {"train_loss": "training loss", "val_loss": "validation loss"}
+    return (
+        note(
+            "The training loss is on augmented images and includes label smoothing; the validation "
+            "loss is on images as they are. Compare their courses, not their heights."
+        )
+        + plot(figures.losses(run.metrics), "Training and validation loss of each round.")
+        + _rounds_table(rows, columns)
+    )
 
 
-def _queries(run: Run) -> tuple[str, str]:
-    """Note and content: the class mix and a contact sheet of every round."""
+def _class_curves(rounds: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
+    if not any(one.startswith("val_recall_") for row in rounds for one in row):
+        return "<p>This run was written by a version that did not record them.</p>"
+    return note(
+        "Precision and recall of each class, as the run measured them on its validation images "
+        "after each round; in brackets, the labels spent on images of the class."
+        + _of_many(len(names), figures.PANELS, "with the lowest recall at the end are drawn")
+    ) + plot(
+        figures.class_curves(rounds, names),
+        "Precision and recall of each class by round; metrics.csv in the run folder has the "
+        "numbers.",
+    )
+
+
+def _roc_curves(evaluation: Evaluation, names: Sequence[str]) -> str:
+    areas = evaluation.class_scores["class_auc"]
+    return note(
+        "Each class against all others."
+        + _of_many(len(names), figures.CURVES, "with the smallest areas are drawn")
+    ) + plot(
+        figures.roc_curves(evaluation.probabilities, evaluation.store.labels, areas, names),
+        "ROC curves; the table of classes has the areas below them.",
+    )
+
+
+def _calibration(evaluation: Evaluation) -> str:
+    fitted = ", the one shown here" if evaluation.split == "val" else ""
+    before, after = (evaluation.scores[one] for one in ("ece", "ece_calibrated"))
+    return (
+        note(
+            f"Predictions in {ECE_BINS} bins of confidence. Where bars stay below the dashed line "
+            "the network is surer than it is right. One temperature, "
+            f"{evaluation.temperature:.3f}, divides all logits; it is fitted on the validation "
+            f"split{fitted}."
+        )
+        + plot(
+            figures.reliability(
+                evaluation.probabilities, evaluation.calibrated, evaluation.store.labels
+            ),
+            "Reliability diagrams before and after temperature scaling. Calibration error before: "
+            f"{estimate_text(before)}, after: {estimate_text(after)}.",
+        )
+        + details("The numbers after scaling", _bins_table(evaluation))
+    )
+
+
+def _bins_table(evaluation: Evaluation) -> str:
+    """Confidence and accuracy of each bin that holds images, after temperature scaling."""
+    confidence, predicted = evaluation.calibrated.max(1)
+    right = (predicted == evaluation.store.labels).double()
+    bins = confidence_bins(confidence)
+    rows = []
+    for number in range(ECE_BINS):
+        members = bins == number
+        if members.any():
+            rows.append(
+                [
+                    f"{number / ECE_BINS:.2f} to {(number + 1) / ECE_BINS:.2f}",
+                    str(int(members.sum())),
+                    f"{float(confidence[members].mean()):.3f}",
+                    f"{float(right[members].mean()):.3f}",
+                ]
+            )
+    return table(["confidence", "images", "mean confidence", "accuracy"], rows)
+
+
+def _queries(run: Run) -> str:
+    """The class mix and a contact sheet of every round."""
     train = run.splits.train
-    rounds = torch.tensor([int(row["round"]) for row in run.queries])
-    indices = torch.tensor([int(row["index"]) for row in run.queries])
-    labels = torch.tensor([int(row["label"]) for row in run.queries])
+    rounds, indices, labels = (
+        torch.tensor([int(row[one]) for row in run.queries]) for one in ("round", "index", "label")
+    )
     counts = torch.zeros(int(rounds.max()) + 1, train.num_classes, dtype=torch.int64)
     counts.index_put_((rounds, labels), torch.tensor(1), accumulate=True)
     pool = torch.bincount(train.labels, minlength=train.num_classes)
-    content = plot(
-        figures.class_mix(counts, train.class_names, pool), "classes queried in each round"
+    content = note(
+        "Images of each class that the rounds asked for; the shade is the share of the round. The "
+        "last column is the make-up of the whole pool, which a random draw would have. Below, some "
+        "of the images; queries.csv in the run folder lists all of them with their files."
+    ) + plot(
+        figures.class_mix(counts, train.class_names, pool), _mix_in_words(counts, train.class_names)
     )
     for round_ in range(len(counts)):
         chosen = rounds == round_
@@ -206,10 +302,69 @@ def _queries(run: Run) -> tuple[str, str]:
             train.images[indices[chosen]], labels[chosen], train.class_names,
             f"Round {round_}: queried images", SHEET_IMAGES,
         )  # fmt: skip
-        content += plot(sheet, f"images queried in round {round_}")
-    note = (
-        "Images of each class that the rounds asked for; the shade is the share of the round. The "
-        "last column is the make-up of the whole pool, which a random draw would have. Below, some "
-        "of the images; the run folder has larger sheets."
+        content += plot(sheet, f"Some of the images queried in round {round_}, with their classes.")
+    return content
+
+
+def _mix_in_words(counts: Tensor, names: Sequence[str]) -> str:
+    """The largest class of each round's query."""
+    most = [
+        f"round {round_}: {names[int(row.argmax())]} ({int(row.max())} of {int(row.sum())})"
+        for round_, row in enumerate(counts)
+    ]
+    return f"Classes queried in each round; the most queried one in {'; '.join(most)}."
+
+
+def _map(run: Run) -> str:
+    picture = pool_map(
+        run.splits.train.images,
+        run.pool.acquired_round,
+        run.round,
+        run.inference,
+        run.splits.class_names,
+        run.seed,
+        MAP_POINTS,
     )
-    return note, content
+    return note(
+        f"Embeddings of training images, at most {MAP_POINTS} drawn of each kind, brought into the "
+        "plane by t-SNE: images that lie close together are alike to the network; distances "
+        "between groups mean nothing."
+        + _of_many(run.splits.num_classes, figures.CURVES, "that are predicted most have colours")
+    ) + plot(
+        picture,
+        "Two-dimensional map of embeddings, once by what is labelled and once by predicted class.",
+    )
+
+
+def _mistakes(predictions: Predictions) -> str:
+    wrong = mistakes(predictions)
+    if not wrong:
+        return "<p>No mistakes on this split.</p>"
+    return note(
+        "Each beside the most confident right example of its own class, and of the class it was "
+        "taken for. mistakes.csv lists all mistakes with their files."
+        + _first_classes(predictions.class_names)
+    ) + cards(wrong)
+
+
+def _attention(run: Run, predictions: Predictions) -> str:
+    return note(
+        "Grad-CAM for the predicted class: yellow is evidence for it, dark blue is none. The most "
+        "confident right and wrong prediction of each class."
+        + _first_classes(predictions.class_names)
+    ) + cards(attention(predictions, run.inference))
+
+
+def _first_classes(names: Sequence[str]) -> str:
+    return f" The first {CLASSES} classes are shown." if len(names) > CLASSES else ""
+
+
+def _of_many(classes: int, most: int, which: str) -> str:
+    """A sentence where a diagram cannot show all classes."""
+    return f" Of {classes} classes, the {most} {which}." if classes > most else ""
+
+
+def _cell(estimate: Estimate) -> str:
+    return (
+        f'{value_text(estimate)} <span class="interval">{interval_text(estimate)}</span>'
+    ).replace(' <span class="interval"></span>', "")

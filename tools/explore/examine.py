@@ -1,8 +1,9 @@
-"""What there is to know of a data set before, and of its labels after, a run."""
+"""What there is to know of a data set before a run, and of its labels after one."""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import torch
 from torch import Tensor
 
 from data import ImageStore, Splits, channel_histograms
-from reporting.duplicates import Pairs, first_copies, near_pairs
+from reporting.duplicates import MOST_COPIES, Pairs, exact_copies, near_copies
 from reporting.label_errors import suspected_labels
+from reporting.names import printable
 from run_folder.reader import Run
 from training.seeds import make_generator
 
@@ -19,11 +21,12 @@ SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}
 NEAR = 0.95  # correlation from which on two images are reported as nearly the same
 LISTED = 1000  # pairs and labels that the JSON holds of each kind; it says how many there are
 BLOCK = 4096
+UNLABELLED = "(unlabelled)"  # shown where a class would be
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where an image is: its split, its index there and the index of its class."""
+    """Where an image is: its split, its index there and the index of its class, -1 for none."""
 
     split: str
     index: int
@@ -45,8 +48,10 @@ class Twins:
 
     @property
     def contradictory(self) -> bool:
-        """Whether they are labelled differently."""
-        return self.first.label != self.second.label
+        """Whether they have different labels."""
+        return (
+            self.first.label != self.second.label and min(self.first.label, self.second.label) >= 0
+        )
 
 
 @dataclass(frozen=True)
@@ -65,22 +70,34 @@ class Suspicion:
 
 @dataclass(frozen=True)
 class Exploration:
-    """Counts int64 [3, C]; histograms int64 [3, channels, 256]; brightness float64 [C, 2], the
-    mean and the deviation over a class's training images of their mean grey level, 0 to 255.
+    """What was found in `splits`.
 
-    exact, near: all pairs, the most alike first. `near` holds none that are in `exact`, and of
-    several equal images the first alone. `near_threshold` is above `NEAR` where there were too many
-    to keep. suspicions: None without a run.
+    counts: int64 [3, C], images of each class in each split.
+    unlabelled: images without a label in each split.
+    histograms: int64 [3, channels, 256].
+    brightness: float64 [C, 2], mean and deviation over a class's training images of their mean
+    grey level, 0 to 255; NaN for a class without any.
+    exact: each copy of an earlier image with the first one. near: pairs of nearly equal images,
+    the most alike first; of several equal ones only the first takes part.
+    suspicions: None without a run.
     """
 
     splits: Splits
     counts: Tensor
+    unlabelled: list[int]
     histograms: Tensor
     brightness: Tensor
     exact: list[Twins]
     near: list[Twins]
-    near_threshold: float
     suspicions: list[Suspicion] | None
+
+    def source(self, place: Place) -> str:
+        """The file or array position of an image."""
+        return printable(stores(self.splits)[place.split].sources[place.index])
+
+    def class_name(self, label: int) -> str:
+        """The class's name; `UNLABELLED` for -1."""
+        return self.splits.class_names[label] if label >= 0 else UNLABELLED
 
 
 def stores(splits: Splits) -> dict[str, ImageStore]:
@@ -92,26 +109,38 @@ def explore_data(splits: Splits, run: Run | None) -> Exploration:
     """Everything; `run` is one on these data."""
     parts = list(stores(splits).values())
     images = [part.images for part in parts]
-    first = first_copies(images)
-    everything = torch.arange(len(first))
-    copies = everything[first != everything]
-    exact = Pairs(first[copies], copies, torch.ones(len(copies)), 1.0)
-    generator = make_generator(0, "duplicates")
-    near = near_pairs(images, everything[first == everything], NEAR, generator)
+    exact = exact_copies(images)
+    originals = torch.ones(sum(map(len, parts)), dtype=torch.bool)
+    originals[exact.second] = False
+    near = near_copies(images, originals.nonzero().flatten(), NEAR, make_generator(0, "duplicates"))
     return Exploration(
         splits=splits,
         counts=torch.stack([_counts(part) for part in parts]),
+        unlabelled=[int((part.labels < 0).sum()) for part in parts],
         histograms=torch.stack([channel_histograms(part.images) for part in parts]),
         brightness=_brightness(splits.train),
         exact=_twins(splits, exact),
         near=_twins(splits, near),
-        near_threshold=near.threshold,
         suspicions=None if run is None else _suspicions(run),
     )
 
 
+def _twins(splits: Splits, pairs: Pairs) -> list[Twins]:
+    places = [
+        Place(name, index, label)
+        for name, store in stores(splits).items()
+        for index, label in enumerate(store.labels.tolist())
+    ]
+    return [
+        Twins(places[first], places[second], similarity)
+        for first, second, similarity in zip(
+            pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True
+        )
+    ]
+
+
 def _counts(store: ImageStore) -> Tensor:
-    return torch.bincount(store.labels, minlength=store.num_classes)
+    return torch.bincount(store.labels[store.labels >= 0], minlength=store.num_classes)
 
 
 def _brightness(store: ImageStore) -> Tensor:
@@ -126,55 +155,41 @@ def _brightness(store: ImageStore) -> Tensor:
     return torch.stack([torch.stack([one.mean(), one.std(correction=0)]) for one in classes])
 
 
-def _twins(splits: Splits, pairs: Pairs) -> list[Twins]:
-    places = _places(splits)
-    return [
-        Twins(places[first], places[second], similarity)
-        for first, second, similarity in zip(
-            pairs.first.tolist(), pairs.second.tolist(), pairs.similarity.tolist(), strict=True
-        )
-    ]
-
-
-def _places(splits: Splits) -> list[Place]:
-    return [
-        Place(name, index, label)
-        for name, store in stores(splits).items()
-        for index, label in enumerate(store.labels.tolist())
-    ]
-
-
 def _suspicions(run: Run) -> list[Suspicion]:
-    """Of all images, those that the network was trained on judged by themselves.
+    """Of all labelled images; those that the network was trained on are judged by themselves.
 
-    Their labels are those that were given, which simulated annotators may have got wrong.
+    Labels of the training split are the given ones, which simulated annotators may have got wrong.
     """
-    probabilities = torch.cat(
-        [
-            run.inference.logits(run.inference.embed(store.images, name)).softmax(1).cpu()
-            for name, store in stores(run.splits).items()
-        ]
-    )
-    places = _places(run.splits)
-    trained = torch.zeros(len(places), dtype=torch.bool)
-    trained[: len(run.splits.train)] = run.pool.acquired_round >= 0
-    for index in run.pool.labelled.tolist():  # training images come first among the places
-        places[index] = Place("train", index, int(run.pool.labels[index]))
-    labels = torch.tensor([place.label for place in places])
-    found = []
-    for group in (trained, ~trained):
-        members = group.nonzero().flatten()
-        positions, suggested = suspected_labels(probabilities[members], labels[members])
-        for position, other in zip(members[positions].tolist(), suggested.tolist(), strict=True):
-            place, row = places[position], probabilities[position]
-            given, likelier = float(row[place.label]), float(row[other])
-            found.append(Suspicion(place, other, given, likelier, bool(trained[position])))
-    return sorted(found, key=lambda one: one.given_probability - one.suggested_probability)
+    suspicions: list[Suspicion] = []
+    for split, store in stores(run.splits).items():
+        probabilities = run.inference.logits(run.inference.embed(store.images, split)).softmax(1)
+        labels = store.labels.clone()
+        trained = torch.zeros(len(store), dtype=torch.bool)
+        if split == "train":
+            given = run.pool.labelled
+            labels[given], trained[given] = run.pool.labels[given], True
+        for group in (trained, ~trained):
+            members = (group & (labels >= 0)).nonzero().flatten()
+            suspicions += _suspicions_among(
+                split, members, labels, probabilities.cpu(), bool(trained[members].any())
+            )
+    return sorted(suspicions, key=lambda one: one.given_probability - one.suggested_probability)
 
 
-def pair_counts(twins: list[Twins]) -> Counter[tuple[str, str]]:
-    """How many pairs lie in each two splits, in the order train, val, test."""
-    return Counter((one.first.split, one.second.split) for one in twins)
+def _suspicions_among(
+    split: str, members: Tensor, labels: Tensor, probabilities: Tensor, trained_on: bool
+) -> Iterator[Suspicion]:
+    positions, suggested = suspected_labels(probabilities[members], labels[members])
+    for index, other in zip(members[positions].tolist(), suggested.tolist(), strict=True):
+        label = int(labels[index])
+        given, likelier = float(probabilities[index, label]), float(probabilities[index, other])
+        yield Suspicion(Place(split, index, label), other, given, likelier, trained_on)
+
+
+def copy_counts(twins: Iterable[Twins]) -> Counter[tuple[str, str]]:
+    """How many images of a split are the second of a pair, by the splits of first and second."""
+    images = {(one.first.split, one.second.split, one.second.index) for one in twins}
+    return Counter((first, second) for first, second, _ in images)
 
 
 def pixel_table(exploration: Exploration) -> list[dict[str, Any]]:
@@ -209,51 +224,43 @@ def channel_names(count: int) -> tuple[str, ...]:
 def report(exploration: Exploration, run: Run | None) -> dict[str, Any]:
     """All numbers, ready for JSON."""
     splits = exploration.splits
-    names = splits.class_names
-    kinds = {"exact": exploration.exact, "near": exploration.near}
     numbers: dict[str, Any] = {
         "dataset": splits.name,
         "fingerprint": splits.fingerprint(),
         "image_size": splits.train.images.shape[-1],
         "channels": splits.channels,
+        "notes": {"facts": splits.notes.facts, "warnings": splits.notes.warnings},
+        "unlabelled": dict(zip(SPLIT_NAMES, exploration.unlabelled, strict=True)),
         "classes": [
             {
                 "name": name,
                 "images": dict(zip(SPLIT_NAMES, counts, strict=True)),
-                "brightness": {"mean": brightness[0], "deviation": brightness[1]},
+                "brightness": {"mean": _number(mean), "deviation": _number(deviation)},
             }
-            for name, counts, brightness in zip(
-                names, exploration.counts.T.tolist(), exploration.brightness.tolist(), strict=True
+            for name, counts, (mean, deviation) in zip(
+                splits.class_names,
+                exploration.counts.T.tolist(),
+                exploration.brightness.tolist(),
+                strict=True,
             )
         ],
         "pixels": pixel_table(exploration),
-        "near_threshold": exploration.near_threshold,
+        "near_threshold": NEAR,
+        "most_copies_listed_of_an_image_in_a_split": MOST_COPIES,
         "duplicates": {
-            kind: {
-                "pairs": len(twins),
-                "across_splits": sum(one.across for one in twins),
-                "labelled_differently": sum(one.contradictory for one in twins),
-                "listed": [
-                    {
-                        "first": _place(one.first, names),
-                        "second": _place(one.second, names),
-                        "similarity": one.similarity,
-                    }
-                    for one in twins[:LISTED]
-                ],
-            }
-            for kind, twins in kinds.items()
+            kind: _duplicates(exploration, twins)
+            for kind, twins in (("exact", exploration.exact), ("near", exploration.near))
         },
     }
     if run is not None and exploration.suspicions is not None:
         numbers["suspected_labels"] = {
             "run": str(run.path),
             "checkpoint": run.uuid,
-            "found": len(exploration.suspicions),
+            "suspected": len(exploration.suspicions),
             "listed": [
                 {
-                    **_place(one.place, names),
-                    "suggested": names[one.suggested],
+                    **_place(exploration, one.place),
+                    "suggested": splits.class_names[one.suggested],
                     "given_probability": one.given_probability,
                     "suggested_probability": one.suggested_probability,
                     "trained_on": one.trained_on,
@@ -264,5 +271,30 @@ def report(exploration: Exploration, run: Run | None) -> dict[str, Any]:
     return numbers
 
 
-def _place(place: Place, names: tuple[str, ...]) -> dict[str, Any]:
-    return {"split": place.split, "index": place.index, "class": names[place.label]}
+def _number(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _duplicates(exploration: Exploration, twins: list[Twins]) -> dict[str, Any]:
+    return {
+        "pairs": len(twins),
+        "across_splits": sum(one.across for one in twins),
+        "labelled_differently": sum(one.contradictory for one in twins),
+        "listed": [
+            {
+                "first": _place(exploration, one.first),
+                "second": _place(exploration, one.second),
+                "similarity": one.similarity,
+            }
+            for one in twins[:LISTED]
+        ],
+    }
+
+
+def _place(exploration: Exploration, place: Place) -> dict[str, Any]:
+    return {
+        "split": place.split,
+        "index": place.index,
+        "image": exploration.source(place),
+        "class": exploration.class_name(place.label),
+    }

@@ -1,4 +1,4 @@
-"""The data exploration's diagrams, as PNG bytes."""
+"""The diagrams of the data exploration, as PNG bytes."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from torch import Tensor
 
-from reporting.figures import BLUE, ORANGE, Tile, pixels, png, shorten, tile_sheet
-from reporting.prediction_figures import NAME_WIDTH
+from data_sources.sources import Sources
+from reporting.figures import BLUE, ORANGE, png
+from reporting.names import shorten
+from reporting.prediction_figures import BARS, NAME_WIDTH, telling_classes
+from reporting.tile_sheet import Tile, pixels, tile_sheet
 
 STYLES = ((BLUE, "-", "o"), (ORANGE, "--", "s"), ("#000000", ":", "^"))  # of the three splits
+SOURCE_WIDTH = 36  # columns of a file's name
 
 
 def class_shares(counts: Tensor, split_names: Sequence[str], class_names: Sequence[str]) -> bytes:
-    """The share of each class in each split; `counts` int64 [splits, C]."""
-    figure = Figure(figsize=(9, 1.1 + 0.42 * len(class_names)), layout="constrained")
+    """The share of each class in each split; `counts` int64 [splits, C].
+
+    Of more than `BARS` classes, those with the fewest training images are shown.
+    """
+    shown = telling_classes(counts[0], BARS)
+    figure = Figure(figsize=(9, 1.1 + 0.42 * len(shown)), layout="constrained")
     axes = figure.subplots()
-    shares = counts.double() / counts.sum(1, keepdim=True)
+    shares = counts[:, shown].double() / counts.sum(1, keepdim=True).clamp(min=1)
     for row, name, (colour, _, marker), shift in zip(
         shares, split_names, STYLES, (-0.2, 0.0, 0.2), strict=True
     ):
-        places = np.arange(len(class_names)) + shift
+        places = np.arange(len(shown)) + shift
         axes.hlines(places, 0, row.numpy(), color=colour, linewidth=2)
         axes.plot(row.numpy(), places, marker, color=colour, markersize=6, label=name)
-    axes.set_yticks(range(len(class_names)), [shorten(name, NAME_WIDTH) for name in class_names])
+    axes.set_yticks(range(len(shown)), [shorten(class_names[c], NAME_WIDTH) for c in shown])
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -48,7 +56,7 @@ def pixel_histograms(
         for split, name, (colour, style, _) in zip(histograms, split_names, STYLES, strict=True):
             share = split[channel] / split[channel].sum()
             axes.plot(levels, share.numpy(), style, color=colour, linewidth=1.4, label=name)
-        # A margin of black or white is told in the table; here it would flatten all the rest.
+        # A black or white margin has its share in the table; here it would flatten all the rest.
         inside = histograms[:, channel, 1:-1] / histograms[:, channel].sum(1, keepdim=True)
         axes.set_ylim(0, 1.1 * max(float(inside.max()), 1e-9))
         axes.set(title=title, xlabel="value", xlim=(0, 255))
@@ -61,6 +69,7 @@ def pixel_histograms(
 def sample_sheet(
     images: Tensor,
     labels: Tensor,
+    sources: Sources,
     class_names: Sequence[str],
     per_class: int,
     title: str,
@@ -71,10 +80,9 @@ def sample_sheet(
     for c, name in enumerate(class_names):
         members = (labels == c).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator)[:per_class]
-        chosen = members[order].tolist()
-        row = [
-            Tile(pixels(images[index]), f"#{index}" if place else f"{shorten(name)} #{index}")
-            for place, index in enumerate(chosen)
-        ]
+        row: list[Tile] = []
+        for index in members[order].tolist():
+            source = shorten(sources[index], SOURCE_WIDTH)
+            row.append(Tile(pixels(images[index]), source if row else f"{shorten(name)}: {source}"))
         tiles += [*row, *[None] * (per_class - len(row))]
     return tile_sheet(tiles, per_class, title)

@@ -1,15 +1,17 @@
-"""Lays out what tools.explore found, for the terminal and as one HTML page."""
+"""Lays out what tools.explore found as one HTML page."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from html import escape
 
 from data import Splits
-from reporting.figures import Tile, pixels, shorten
+from reporting.duplicates import MOST_COPIES
 from reporting.galleries import Card
-from reporting.html_page import cards, page, plot, section, table
+from reporting.html_page import bullets, cards, name, note, page, plot, table
+from reporting.names import shorten
+from reporting.prediction_figures import BARS
+from reporting.tile_sheet import Tile, pixels
 from run_folder.reader import Run
 from tools.explore import figures
 from tools.explore.examine import (
@@ -17,135 +19,104 @@ from tools.explore.examine import (
     SPLIT_NAMES,
     Exploration,
     Place,
-    Suspicion,
     Twins,
     channel_names,
-    pair_counts,
     pixel_table,
     stores,
 )
+from tools.explore.tables import COPIES, copy_rows, suspicion_counts
 from training.seeds import make_generator
 
 SAMPLES = 10  # of each class and split
 CLASSES = 20  # of which samples are shown
 CARDS = 24  # shown of each kind
-NAME_WIDTH = 32
-PAIRS = ("the same", "labelled differently", "nearly the same", "labelled differently")
-
-
-def text_table(exploration: Exploration, run: Run | None) -> str:
-    """The figures for a terminal."""
-    names = exploration.splits.class_names
-    lines = [f"{'class':{NAME_WIDTH}}  training  validation      test  brightness"]
-    for name, counts, (mean, deviation) in zip(
-        names, exploration.counts.T.tolist(), exploration.brightness.tolist(), strict=True
-    ):
-        numbers = f"{counts[0]:8}  {counts[1]:10}  {counts[2]:8}"
-        lines.append(
-            f"{shorten(name, NAME_WIDTH):{NAME_WIDTH}}  {numbers}  {mean:5.1f} ± {deviation:.1f}"
-        )
-    totals = exploration.counts.sum(1).tolist()
-    lines += [f"{'all':{NAME_WIDTH}}  {totals[0]:8}  {totals[1]:10}  {totals[2]:8}", ""]
-    lines.append("pixels              mean  deviation  lowest  highest   black   white")
-    for row in pixel_table(exploration):
-        name = f"{SPLIT_NAMES[row['split']]} {row['channel']}"
-        lines.append(
-            f"{name:16}  {row['mean']:6.1f}  {row['deviation']:9.1f}  {row['lowest']:6}  "
-            f"{row['highest']:7}  {row['black']:6.1%}  {row['white']:6.1%}"
-        )
-    lines += ["", f"{'pairs of images':{NAME_WIDTH}}" + "".join(f"  {name}" for name in PAIRS)]
-    for where, numbers_of_pairs in _pair_rows(exploration):
-        columns = zip(PAIRS, numbers_of_pairs, strict=True)
-        lines.append(f"{where:{NAME_WIDTH}}" + "".join(f"  {n:{len(name)}}" for name, n in columns))
-    if exploration.suspicions is not None and run is not None:
-        found = exploration.suspicions
-        lines += ["", f"suspected labels, by checkpoint {run.uuid} of round {run.round}:"]
-        lines += [f"{count:8}  {title}" for title, count in _suspicion_counts(found)]
-        lines += [f"    {_said(one, names)}" for one in found[:10]]
-    return "\n".join(lines)
+CONFUSIONS = 10
 
 
 def html_report(exploration: Exploration, run: Run | None) -> str:
     """The whole report, one self-contained HTML document."""
     splits = exploration.splits
-    names = splits.class_names
-    parts = stores(splits)
-    words = list(SPLIT_NAMES.values())
-    generator = make_generator(0, "samples")
-    few = f" The first {CLASSES} classes are shown." if len(names) > CLASSES else ""
-    sheets = "".join(
-        plot(
-            figures.sample_sheet(
-                store.images, store.labels, names[:CLASSES], SAMPLES,
-                f"{SPLIT_NAMES[split]} split", generator,
-            ),
-            f"images of each class of the {SPLIT_NAMES[split]} split",
-        )
-        for split, store in parts.items()
-    )  # fmt: skip
     sections = [
-        _summary(splits),
-        section(
-            "Classes",
-            "Images of each class. Brightness is the mean over a class's training images of their "
-            "mean grey level, 0 to 255, and its deviation: where classes differ in it, a network "
-            "may tell them apart by the stain or the exposure alone.",
-            plot(figures.class_shares(exploration.counts, words, names), "shares of the classes")
-            + _class_table(exploration),
-        ),
-        section(
-            "Samples",
-            f"Drawn at random; numbers are indices in the split.{few}",
-            sheets,
-        ),
-        section(
-            "Pixels",
-            "How often each value occurs, from 0 to 255. Curves that lie apart are a shift between "
-            "the splits.",
-            plot(
-                figures.pixel_histograms(
-                    exploration.histograms, words, channel_names(splits.channels)
-                ),
-                "histograms of pixel values",
-            )
-            + _pixel_table(exploration),
-        ),
-        section("Duplicates", *_duplicates(exploration)),
+        ("Classes", _classes(exploration)),
+        ("Samples", _samples(splits)),
+        ("Pixels", _pixels(exploration)),
+        ("Duplicates", _duplicates(exploration)),
     ]
     if exploration.suspicions is not None and run is not None:
-        sections.append(section("Suspected labels", *_suspicions(exploration.suspicions, run)))
-    return page(f"{splits.name}: the data", sections)
+        sections.append(("Suspected labels", _suspicions(exploration, run)))
+    return page(f"{splits.name}: the data", _summary(exploration), sections)
 
 
-def _summary(splits: Splits) -> str:
+def _summary(exploration: Exploration) -> str:
+    splits = exploration.splits
     size = splits.train.images.shape[-1]
     total = sum(map(len, stores(splits).values()))
     colour = {1: "grey", 3: "colour"}[splits.channels]
-    counts = splits.train.labels.bincount(minlength=splits.num_classes)
+    counts = exploration.counts[0]
     lines = [
-        f"{total} images of {size} x {size} pixels, {colour}, in {splits.num_classes} classes.",
-        f"The largest class has {counts.max() / counts.min():.1f} times as many training images "
-        "as the smallest.",
-        f"Fingerprint of the data: {splits.fingerprint()}.",
+        f"{total} images of {size} x {size} pixels, {colour}, in {splits.num_classes} classes."
     ]
-    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>"
+    if int(counts.min()):
+        lines.append(
+            f"The largest class has {counts.max() / counts.min():.1f} times as many training "
+            "images as the smallest."
+        )
+    if any(exploration.unlabelled):
+        lines.append(f"{sum(exploration.unlabelled)} images have no label.")
+    lines += splits.notes.facts
+    lines += [f"Warning: {warning}" for warning in splits.notes.warnings]
+    lines.append(f"Fingerprint of the data: {splits.fingerprint()}.")
+    return bullets(map(name, lines))
 
 
-def _class_table(exploration: Exploration) -> str:
+def _classes(exploration: Exploration) -> str:
+    classes = exploration.splits.class_names
+    words = list(SPLIT_NAMES.values())
+    few = f" The {BARS} smallest classes are drawn." if len(classes) > BARS else ""
     rows = [
-        [escape(name), *map(str, counts), f"{mean:.1f} &plusmn; {deviation:.1f}"]
-        for name, counts, (mean, deviation) in zip(
-            exploration.splits.class_names,
-            exploration.counts.T.tolist(),
-            exploration.brightness.tolist(),
-            strict=True,
+        [
+            name(one),
+            *map(str, counts),
+            f"{mean:.1f} &plusmn; {deviation:.1f}" if mean == mean else "&ndash;",
+        ]
+        for one, counts, (mean, deviation) in zip(
+            classes, exploration.counts.T.tolist(), exploration.brightness.tolist(), strict=True
         )
     ]
     rows.append(["all", *map(str, exploration.counts.sum(1).tolist()), ""])
-    return table(["class", *SPLIT_NAMES.values(), "brightness"], rows)
+    return (
+        note(
+            "Images of each class. Brightness is the mean over a class's training images of their "
+            "mean grey level, 0 to 255, and its deviation: where classes differ in it, a network "
+            f"may tell them apart by the stain or the exposure alone.{few}"
+        )
+        + plot(
+            figures.class_shares(exploration.counts, words, classes),
+            "Shares of the classes in each split; the table below has the numbers.",
+        )
+        + table(["class", *words, "brightness"], rows)
+    )
 
 
-def _pixel_table(exploration: Exploration) -> str:
+def _samples(splits: Splits) -> str:
+    classes = splits.class_names
+    generator = make_generator(0, "samples")
+    few = f" The first {CLASSES} classes are shown." if len(classes) > CLASSES else ""
+    sheets = "".join(
+        plot(
+            figures.sample_sheet(
+                store.images, store.labels, store.sources, classes[:CLASSES], SAMPLES,
+                f"{SPLIT_NAMES[split]} split", generator,
+            ),
+            f"Images of each class of the {SPLIT_NAMES[split]} split.",
+        )
+        for split, store in stores(splits).items()
+    )  # fmt: skip
+    return note(f"Drawn at random.{few}") + sheets
+
+
+def _pixels(exploration: Exploration) -> str:
+    channels = channel_names(exploration.splits.channels)
     rows = [
         [
             f"{SPLIT_NAMES[row['split']]}, {row['channel']}",
@@ -158,117 +129,89 @@ def _pixel_table(exploration: Exploration) -> str:
         ]
         for row in pixel_table(exploration)
     ]
-    header = ["", "mean", "deviation", "lowest", "highest", "0 (black)", "255 (white)"]
-    return table(header, rows)
-
-
-def _pair_rows(exploration: Exploration) -> list[tuple[str, list[int]]]:
-    """Where pairs lie, and how many: the same, of those labelled differently, and nearly the same.
-
-    The numbers are in the order of `PAIRS`.
-    """
-    counts = [
-        pair_counts([one for one in twins if one.contradictory or not contradictory])
-        for twins in (exploration.exact, exploration.near)
-        for contradictory in (False, True)
-    ]
-    rows = []
-    words = list(SPLIT_NAMES)
-    for i, first in enumerate(words):
-        for second in words[i:]:
-            where = f"{SPLIT_NAMES[first]} and {SPLIT_NAMES[second]}"
-            if first == second:
-                where = f"within {SPLIT_NAMES[first]}"
-            rows.append((where, [one[first, second] for one in counts]))
-    return rows
-
-
-def _duplicates(exploration: Exploration) -> tuple[str, str]:
-    """Note and content."""
-    threshold = exploration.near_threshold
-    note = (
-        "The same: equal pixels. Nearly the same: the pixels correlate at "
-        f"{threshold:.3f} or more, so a copy that was compressed anew, or made brighter, counts, "
-        "and one that was shifted or turned does not. Pairs across splits make test figures "
-        "flatter; pairs labelled differently probably have a wrong label between them. Of several "
-        "equal images only the first is compared for near copies."
+    header = ["channel", "mean", "deviation", "lowest", "highest", "0 (black)", "255 (white)"]
+    return (
+        note(
+            "How often each value occurs, from 0 to 255. Curves that lie apart are a shift between "
+            "the splits."
+        )
+        + plot(
+            figures.pixel_histograms(exploration.histograms, list(SPLIT_NAMES.values()), channels),
+            "Histograms of pixel values in each split; the table below has their statistics.",
+        )
+        + table(header, rows)
     )
-    if threshold > NEAR:
-        note += f" More pairs than can be kept lie above {NEAR}: the bar was raised."
-    rows = [[where, *map(str, numbers)] for where, numbers in _pair_rows(exploration)]
-    content = table(["pairs of images", *PAIRS], rows)
+
+
+def _duplicates(exploration: Exploration) -> str:
+    reading = (
+        "How many images of one split have a copy in it or in an earlier split, and how many of "
+        "these have a copy of another class. Nearly equal: the pixels correlate at "
+        f"{NEAR} or more, so a copy that was compressed anew or made brighter counts, and one that "
+        "was shifted or turned does not. A test image with a copy in the training split makes test "
+        "figures flatter; of two copies with different classes, one label is probably wrong. Of "
+        "several equal images only the first is compared for nearly equal ones. duplicates.csv "
+        f"lists the pairs, at most {MOST_COPIES} of an image in each split."
+    )
+    rows = [[where, *map(str, numbers)] for where, numbers in copy_rows(exploration)]
+    content = note(reading) + table(["images with a copy", *COPIES], rows)
     shown = sorted(
         [*exploration.exact, *exploration.near],
         key=lambda one: (not one.contradictory, not one.across, -one.similarity),
     )
     if len(shown) > CARDS:
-        content += f"<p>{CARDS} of them, those labelled differently and across splits first:</p>"
-    return note, content + cards([_twin_card(exploration.splits, one) for one in shown[:CARDS]])
+        content += f"<p>{CARDS} of them, those of different classes and across splits first:</p>"
+    return content + cards([_twin_card(exploration, one) for one in shown[:CARDS]])
 
 
-def _twin_card(splits: Splits, twins: Twins) -> Card:
-    alike = "the same" if twins.similarity == 1 else f"correlation {twins.similarity:.3f}"
-    places = (twins.first, twins.second)
-    return Card(alike, [_tile(splits, one, _where(one, splits.class_names)) for one in places])
+def _twin_card(exploration: Exploration, twins: Twins) -> Card:
+    alike = "equal" if twins.similarity == 1 else f"correlation {twins.similarity:.3f}"
+    tiles = [_tile(exploration, one, "") for one in (twins.first, twins.second)]
+    return Card(alike, tiles)
 
 
-def _tile(splits: Splits, place: Place, caption: str) -> Tile:
-    return Tile(pixels(stores(splits)[place.split].images[place.index]), caption)
+def _tile(exploration: Exploration, place: Place, more: str) -> Tile:
+    """The image with its split, source and class below it."""
+    label = shorten(exploration.class_name(place.label))
+    source = shorten(exploration.source(place), figures.SOURCE_WIDTH)
+    image = stores(exploration.splits)[place.split].images[place.index]
+    caption = f"{SPLIT_NAMES[place.split]} #{place.index}: {label}{more}; {source}"
+    return Tile(pixels(image), caption)
 
 
-def _where(place: Place, names: Sequence[str]) -> str:
-    return f"{SPLIT_NAMES[place.split]} #{place.index}: {shorten(names[place.label])}"
-
-
-def _suspicion_counts(found: Sequence[Suspicion]) -> list[tuple[str, int]]:
-    """How many suspicions there are of each kind of image."""
-    kinds = Counter(
-        "training, labelled: the network has learned this label"
-        if one.trained_on
-        else f"{SPLIT_NAMES[one.place.split]}, not seen by the network"
-        for one in found
-    )
-    return kinds.most_common()
-
-
-def _said(one: Suspicion, names: Sequence[str]) -> str:
-    return (
-        f"{SPLIT_NAMES[one.place.split]} #{one.place.index}: labelled {names[one.place.label]} "
-        f"({one.given_probability:.0%}), looks like {names[one.suggested]} "
-        f"({one.suggested_probability:.0%})"
-    )
-
-
-def _suspicions(found: Sequence[Suspicion], run: Run) -> tuple[str, str]:
-    """Note and content."""
-    splits = run.splits
-    names = splits.class_names
-    note = (
+def _suspicions(exploration: Exploration, run: Run) -> str:
+    classes = exploration.splits.class_names
+    suspicions = exploration.suspicions or []
+    reading = (
         f"Labels that the network of {run.path.name} (round {run.round}, "
         f"{len(run.pool.labelled)} labels) confidently disagrees with, by confident learning "
-        "(Northcutt et al. 2021). It is a list to look at, not a verdict: most are the network's "
-        "own mistakes where it is often wrong."
+        "(Northcutt et al. 2021). It is a list of images to check, not a verdict: most are the "
+        "network's own mistakes where it is often wrong. suspected_labels.csv has all of them."
     )
-    kinds = "".join(
-        f"<li>{count} {escape(title)}</li>" for title, count in _suspicion_counts(found)
-    )
-    confusions = Counter((one.place.label, one.suggested) for one in found).most_common(10)
-    content = f"<p>{len(found)} labels:</p><ul>{kinds}</ul>" + table(
-        ["labelled", "looks like", "images"],
-        [[escape(names[a]), escape(names[b]), str(count)] for (a, b), count in confusions],
-    )
+    kinds = bullets(f"{count} {escape(title)}" for title, count in suspicion_counts(suspicions))
+    confusions = Counter((one.place.label, one.suggested) for one in suspicions)
+    rows = [
+        [name(classes[label]), name(classes[suggested]), str(count)]
+        for (label, suggested), count in confusions.most_common(CONFUSIONS)
+    ]
     shown = [
         Card(
-            f"looks like {names[one.suggested]}",
+            f"looks like {classes[one.suggested]}",
             [
                 _tile(
-                    splits,
+                    exploration,
                     one.place,
-                    f"{_where(one.place, names)}, {one.given_probability:.0%}; "
-                    f"{shorten(names[one.suggested])}, {one.suggested_probability:.0%}",
+                    f", {one.given_probability:.0%}; {shorten(classes[one.suggested])}, "
+                    f"{one.suggested_probability:.0%}",
                 )
             ],
         )
-        for one in found[:CARDS]
+        for one in suspicions[:CARDS]
     ]
-    return note, content + cards(shown)
+    return (
+        note(reading)
+        + f"<p>{len(suspicions)} labels:</p>"
+        + kinds
+        + table(["labelled", "looks like", "images"], rows, names=2)
+        + cards(shown)
+    )

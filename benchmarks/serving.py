@@ -1,0 +1,306 @@
+"""Load test of the prediction service, with and without batching, beside the bare model.
+
+    python -m benchmarks.serving EXPORTED [EXPORTED ...] [--output results.csv]
+    python -m benchmarks.serving EXPORTED --soak 3600
+
+A service is started for each setting. Clients in this process send PNG images of random pixels
+over connections that stay open, each its next request when the last is answered. The bare model is
+ONNX Runtime in one thread without any HTTP: one image at a time, and batches of as many images as
+the service may take. Overhead is the service's median at one client less the bare model's. The
+rows of each folder come from one run, so that they compare.
+
+--soak sends requests for so many seconds at 8 clients: single images, forms, arrays and files that
+are refused. It prints the memory of the service and its children as it goes and fails where their
+sum grows by more than 5 % after the first tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import csv
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import psutil
+from PIL import Image
+
+from errors import UserError, exit_status
+from serving.engine import OnnxEngine
+from serving.exported import ExportedModel, read_exported
+from serving.service import MAX_BATCH
+
+CLIENTS = (1, 8, 32)
+SECONDS = 6.0
+WARM_UP_SECONDS = 1.0
+IMAGES = 64  # different ones, in turn
+GROWTH = 0.05
+SOAK_CLIENTS = 8
+RETRY_SECONDS = 0.05  # less than the service asks for, to keep it full
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the results: times in milliseconds."""
+
+    model: str
+    setting: str
+    clients: int
+    images_per_second: float
+    p50: float
+    p95: float
+    p99: float
+
+
+def measure(folder: Path, seconds: float) -> list[Row]:
+    """The bare model, then the service without and with batching, at each number of clients."""
+    model = read_exported(folder)
+    name = f"{model.architecture}, {model.image_size} px"
+    pixels = random_pixels(model)
+    rows = [
+        bare(name, folder, pixels, 1, seconds), bare(name, folder, pixels, MAX_BATCH, seconds)
+    ]  # fmt: skip
+    requests = [http_request(png(image)) for image in pixels]
+    for setting, max_batch in (("service, no batching", 1), ("service", MAX_BATCH)):
+        with running_service(folder, "--max-batch", str(max_batch)) as (_, port):
+            for clients in CLIENTS:
+                times = asyncio.run(load(port, requests, clients, seconds))
+                rows.append(summary(name, setting, clients, times, seconds))
+    return rows
+
+
+def bare(name: str, folder: Path, pixels: np.ndarray, batch: int, seconds: float) -> Row:
+    """ONNX Runtime alone, in one thread, on `batch` images at a time."""
+    engine = OnnxEngine(folder)
+    images = np.stack([pixels[index % len(pixels)] for index in range(batch)])
+    times = []
+    end = time.perf_counter() + seconds + WARM_UP_SECONDS
+    while (start := time.perf_counter()) < end:
+        engine.run(images)
+        if start > end - seconds:
+            times.append(time.perf_counter() - start)
+    row = summary(name, f"bare model, batches of {batch}", 0, times, seconds)
+    return Row(**{**asdict(row), "images_per_second": round(batch * len(times) / sum(times), 1)})
+
+
+def summary(name: str, setting: str, clients: int, times: Sequence[float], seconds: float) -> Row:
+    """Throughput and percentiles of the times of requests, in seconds."""
+    cuts = statistics.quantiles([1000 * one for one in times], n=100, method="inclusive")
+    per_second = round(len(times) / seconds, 1)
+    p50, p95, p99 = (round(cuts[position - 1], 2) for position in (50, 95, 99))
+    return Row(name, setting, clients, per_second, p50, p95, p99)
+
+
+# --- clients -----------------------------------------------------------------------------------
+
+
+def random_pixels(model: ExportedModel) -> np.ndarray:
+    """`IMAGES` images uint8 [n, C, S, S]."""
+    shape = (IMAGES, model.channels, model.image_size, model.image_size)
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(image: np.ndarray) -> bytes:
+    """An image uint8 [C, S, S] as PNG."""
+    picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    file = BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
+def http_request(body: bytes, media_type: str = "image/png") -> bytes:
+    """A whole request to /predict."""
+    head = (
+        f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media_type}\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> list[float]:
+    """Seconds that each request took, of `clients` at a time, after the warm-up."""
+    times: list[float] = []
+    begin = time.perf_counter() + WARM_UP_SECONDS
+    end = begin + seconds
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        position = number
+        while (start := time.perf_counter()) < end:
+            status = await ask(reader, writer, requests[position % len(requests)])
+            if status != 200:
+                raise UserError(f"the service answered {status}; see its log")
+            if start >= begin:
+                times.append(time.perf_counter() - start)
+            position += 1
+        writer.close()
+
+    await asyncio.gather(*(client(number) for number in range(clients)))
+    return times
+
+
+async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
+    """Send a request and read the whole answer; its status."""
+    writer.write(request)
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    assert length is not None
+    await reader.readexactly(int(length[1]))
+    return int(head[9:12])
+
+
+@contextlib.contextmanager
+def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Process, int]]:
+    """A service of an exported folder, with its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tools.serve", str(folder), "--port", "0", *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        found = re.search(r":(\d+)/", process.stdout.readline())
+        if found is None:
+            raise UserError(f"{folder}: no service starts; try tools.serve on it")
+        yield psutil.Process(process.pid), int(found[1])
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# --- soak --------------------------------------------------------------------------------------
+
+
+def soak(folder: Path, seconds: float) -> None:
+    """Mixed requests for a long time.
+
+    Raises:
+        UserError: memory grows.
+    """
+    model = read_exported(folder)
+    with running_service(folder) as (process, port):
+        memory = asyncio.run(_soak(process, port, soak_requests(model), seconds))
+    settled = memory[max(1, len(memory) // 10)]
+    growth = max(memory[-3:]) / settled - 1
+    print(f"memory {settled:.1f} MiB after the first tenth, {memory[-1]:.1f} at the end")
+    if growth > GROWTH:
+        raise UserError(f"memory: grows by {growth:.1%}, more than {GROWTH:.0%}")
+
+
+def soak_requests(model: ExportedModel) -> list[bytes]:
+    """Requests of every kind, most of them single images; some are refused."""
+    pixels = random_pixels(model)
+    images = [png(image) for image in pixels]
+    boundary = "limit-of-the-parts"
+    part = (
+        f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{{}}.png"\r\n\r\n'
+    )
+    form = b"".join(part.format(n).encode() + image + b"\r\n" for n, image in enumerate(images[:8]))
+    array = BytesIO()
+    np.save(array, pixels.transpose(0, 2, 3, 1))
+    requests = [http_request(image) for image in images]
+    requests += [
+        http_request(
+            form + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"
+        ),
+        http_request(array.getvalue(), "application/x-npy"),
+        http_request(images[0][:-20]),
+        http_request(b"no image at all", "image/jpeg"),
+    ]
+    return requests
+
+
+async def _soak(
+    process: psutil.Process, port: int, requests: Sequence[bytes], seconds: float
+) -> list[float]:
+    """Memory in MiB of the service and its children, a hundred times."""
+    end = time.monotonic() + seconds
+    statuses: dict[int, int] = {}
+
+    async def client(number: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        position = number * 7
+        while time.monotonic() < end:
+            status = await ask(reader, writer, requests[position % len(requests)])
+            statuses[status] = statuses.get(status, 0) + 1
+            position += 1
+        writer.close()
+
+    async def watch() -> list[float]:
+        memory = []
+        while time.monotonic() < end:
+            family = [process, *process.children(recursive=True)]
+            memory.append(sum(one.memory_info().rss for one in family) / 2**20)
+            print(f"{sum(statuses.values())} requests, {memory[-1]:.1f} MiB", flush=True)
+            await asyncio.sleep(seconds / 100)
+        return memory
+
+    clients = asyncio.gather(*(client(number) for number in range(SOAK_CLIENTS)))
+    memory, _ = await asyncio.gather(watch(), clients)
+    print(f"answers by status: {dict(sorted(statuses.items()))}")
+    return memory
+
+
+# --- command line ------------------------------------------------------------------------------
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    if arguments.soak:
+        for folder in arguments.folders:
+            soak(folder, arguments.soak)
+        return
+    rows = [row for folder in arguments.folders for row in measure(folder, arguments.seconds)]
+    for row in rows:
+        print(
+            "  ".join(
+                f"{value!s:>26}" if i < 2 else f"{value!s:>9}"
+                for i, value in enumerate(asdict(row).values())
+            )
+        )
+    for name in dict.fromkeys(row.model for row in rows):
+        print(f"{name}: {verdict([row for row in rows if row.model == name])}")
+    if arguments.output:
+        with arguments.output.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(asdict(rows[0])), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+
+
+def verdict(rows: Sequence[Row]) -> str:
+    """The two figures that matter, of one model."""
+    one, batch = rows[0], rows[1]
+    alone = next(row for row in rows if row.setting == "service" and row.clients == 1)
+    busy = next(row for row in rows if row.setting == "service" and row.clients == CLIENTS[-1])
+    limit = max(one.images_per_second, batch.images_per_second)
+    return (
+        f"overhead {alone.p50 - one.p50:.2f} ms at the median; at {busy.clients} clients "
+        f"{busy.images_per_second / limit:.0%} of the bare model's {limit:.0f} images/s"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folders", type=Path, nargs="+", metavar="EXPORTED")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch memory instead")
+    parser.add_argument("--output", type=Path, metavar="CSV")
+    arguments = parser.parse_args(argv)
+    return exit_status(lambda: run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

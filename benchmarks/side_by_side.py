@@ -1,0 +1,80 @@
+"""Do two runs on two cores slow each other down more than they must?
+
+    python -m benchmarks.side_by_side
+
+Trains configs/digits.yaml on two of the machine's cores: one run alone, then two at once, each as a
+process of its own. training/threads.py chooses their threads. Last come two runs at once with two
+threads each, which is torch's own choice. Prints wall-clock seconds until the last run has ended,
+start-up included, and the ratio to one run alone.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+CORES = 2
+REPEATS = 3
+LIMIT = 1.5  # times as long as one run alone, for two with the chosen threads
+SETTINGS = (  # name, runs at once, threads each; None: chosen by the runs
+    ("one run alone", 1, None),
+    ("two runs at once", 2, None),
+    (f"two runs at once, {CORES} threads each", 2, CORES),
+)
+
+
+def seconds_of(runs: int, threads: int | None) -> float:
+    """Wall-clock seconds of so many runs at once."""
+    environment = {name: text for name, text in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        processes = [
+            subprocess.Popen(
+                [
+                    *(sys.executable, "model_def.py", "--config", "configs/digits.yaml"),
+                    *("--output-dir", f"{folder}/{number}"),
+                ],
+                cwd=ROOT,
+                env=environment,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for number in range(runs)
+        ]
+        statuses = [process.wait() for process in processes]
+        if any(statuses):
+            raise RuntimeError(f"a run ended with exit status {max(statuses)}")
+        return time.perf_counter() - start
+
+
+def main() -> None:
+    cores = sorted(os.sched_getaffinity(0))[:CORES]
+    os.sched_setaffinity(0, cores)  # the runs inherit it
+    print(f"{len(cores)} cores, torch {torch.__version__}; median of {REPEATS} (least to most)")
+    alone = 0.0
+    for name, runs, threads in SETTINGS:
+        times = [seconds_of(runs, threads) for _ in tqdm(range(REPEATS), name, disable=None)]
+        median = statistics.median(times)
+        alone = alone or median
+        print(
+            f"{name}: {median:.0f} s ({min(times):.0f} to {max(times):.0f}), "
+            f"{median / alone:.2f} times one run"
+        )
+        if runs > 1 and threads is None and median > LIMIT * alone:
+            print(f"more than the {LIMIT} times that threads.py promises")
+
+
+if __name__ == "__main__":
+    main()

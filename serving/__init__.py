@@ -1,0 +1,1 @@
+"""The prediction service: an exported model behind HTTP, without torch and without the data set."""

@@ -1,0 +1,1 @@
+"""Turns files from strangers into pixels, in a child process that can be killed."""

@@ -1,0 +1,124 @@
+"""One file's bytes as images: the pixels for the network and, if asked for, a picture to look at.
+
+Runs in the child process. Everything that a file claims is checked before it is decoded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from io import BytesIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from data_sources.image_file import decode, read_picture
+from errors import UserError
+from serving.decoding import arrays
+from serving.decoding.formats import PICTURES, check_format
+from serving.decoding.limits import Limits, RefusedFileError
+
+PREVIEW_PIXELS = 256  # longest side
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One image.
+
+    Attributes:
+        name: of the image inside its file, such as `x[3]`; empty where a file is one image.
+        width, height: as in the file.
+        pixels: uint8 [C, S, S], resized for the network.
+        preview: a PNG of at most `PREVIEW_PIXELS` a side, or nothing.
+    """
+
+    name: str
+    width: int
+    height: int
+    pixels: NDArray[np.uint8]
+    preview: bytes
+
+
+def decode_file(
+    data: bytes, declared: str | None, size: int, channels: int, limits: Limits, preview: bool
+) -> list[DecodedImage]:
+    """All images of one file, resized whole to `size` x `size` as training images are.
+
+    Raises:
+        RefusedFileError: the file is damaged, too large or of another kind.
+    """
+    found = check_format(data, declared)
+    if found in PICTURES:
+        return [_decode_picture(data, found, size, channels, limits, preview)]
+    read = arrays.read_npy if found == "NPY" else arrays.read_hdf5
+    images = []
+    for name, array in _checked_count(read(data, limits), limits):
+        image = Image.fromarray(array)
+        small = image.resize((size, size), Image.Resampling.BILINEAR)
+        pixels = with_channels(np.asarray(small).reshape(size, size, -1), channels)
+        picture = _png(image) if preview else b""
+        images.append(DecodedImage(name, *image.size, pixels, picture))
+    return images
+
+
+def _checked_count(
+    images: Iterator[tuple[str, NDArray[np.uint8]]], limits: Limits
+) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    for count, image in enumerate(images):
+        if count >= limits.max_images:
+            raise RefusedFileError(
+                413, f"the file has more than {limits.max_images} images; split it"
+            )
+        yield image
+
+
+def _decode_picture(
+    data: bytes, found: str, size: int, channels: int, limits: Limits, preview: bool
+) -> DecodedImage:
+    try:
+        with Image.open(BytesIO(data), formats=[found]) as image:
+            _check_pixels(image.width, image.height, limits)
+        decoded = decode(BytesIO(data), size, name="the file", max_pixels=limits.max_pixels)
+        picture = b""
+        if preview:
+            shown = read_picture(BytesIO(data), name="the file", max_pixels=limits.max_pixels)
+            picture = _png(shown)
+    except (RefusedFileError, MemoryError):
+        raise
+    except UserError as error:
+        raise RefusedFileError(400, str(error)) from error
+    except Image.DecompressionBombError as error:
+        raise RefusedFileError(413, f"the {found} file is too large: {error}") from error
+    # PIL's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise RefusedFileError(400, f"the {found} file cannot be used: {reason}") from error
+    pixels = with_channels(decoded.pixels, channels)
+    return DecodedImage("", *decoded.original_size, pixels, picture)
+
+
+def _check_pixels(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_pixels:
+        raise RefusedFileError(
+            413,
+            f"the image has {width} x {height} pixels, more than {limits.max_pixels:,}; "
+            "cut it into smaller ones",
+        )
+
+
+def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """uint8 [S, S, 1 or 3] as [channels, S, S]: grey is repeated, colour becomes luminance."""
+    if pixels.shape[2] == 3 and channels == 1:
+        grey = np.asarray(Image.fromarray(pixels).convert("L"))  # ITU-R BT.601
+        pixels = grey[..., np.newaxis]
+    moved = np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
+    return np.ascontiguousarray(moved)
+
+
+def _png(image: Image.Image) -> bytes:
+    small = image.copy()
+    small.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS), Image.Resampling.BILINEAR)
+    file = BytesIO()
+    small.save(file, "PNG", compress_level=1)
+    return file.getvalue()

@@ -1,0 +1,73 @@
+"""What the service counts, as Prometheus text at /metrics.
+
+Drift shows in it: the share of each class, the share flagged as outliers and the distribution of
+uncertainty, over time.
+"""
+
+from __future__ import annotations
+
+from collections import Counter as Counts
+from collections.abc import Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from serving.predictions import Prediction
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+NATS = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 3.0)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Metrics:
+    """The counters of one service."""
+
+    def __init__(self, version: str) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.requests = Counter(
+            "http_requests", "Requests by path and status.", ("path", "status"), registry=registry
+        )
+        self.seconds = Histogram(
+            "http_request_seconds",
+            "Seconds from a request to the end of its answer.",
+            ("path",),
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.in_progress = Gauge(
+            "requests_in_progress", "Prediction requests accepted and not answered.",
+            registry=registry,
+        )  # fmt: skip
+        self.batch_sizes = Histogram(
+            "batch_images", "Images in one run of the network.", buckets=BATCH_SIZES,
+            registry=registry,
+        )  # fmt: skip
+        self._predicted = Counter(
+            "predicted_images", "Images by likeliest class.", ("class_name",), registry=registry
+        )
+        self._flagged = Counter("outlier_images", "Images flagged as outliers.", registry=registry)
+        self._uncertainty = Histogram(
+            "uncertainty_nats", "Entropy of the probabilities.", buckets=NATS, registry=registry
+        )
+        self._refused = Counter(
+            "refused_files", "Files that were not read, by status.", ("status",), registry=registry
+        )
+        Gauge("model_info", "The model that is served.", ("version",), registry=registry).labels(
+            version
+        ).set(1)
+
+    def count_predictions(self, predictions: Sequence[Prediction]) -> None:
+        """Count what was predicted."""
+        for name, number in Counts(one.class_name for one in predictions).items():
+            self._predicted.labels(name).inc(number)
+        for one in predictions:
+            self._uncertainty.observe(one.uncertainty)
+        self._flagged.inc(sum(one.outlier is True for one in predictions))
+
+    def count_refusal(self, status: int) -> None:
+        """Count a file that was not read."""
+        self._refused.labels(str(status)).inc()
+
+    def text(self) -> bytes:
+        """All of it in Prometheus' text format."""
+        return generate_latest(self._registry)

@@ -1,0 +1,437 @@
+"""The prediction service: what it answers, what it counts, and what it does under load."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from starlette.testclient import TestClient
+
+from benchmarks.serving import png, running_service
+from errors import UserError
+from run_folder import reader
+from run_folder.reader import Run, open_run
+from serving import command
+from serving.app import service_app
+from serving.batching import Batcher
+from serving.decoding.limits import Limits
+from serving.engine import OnnxEngine, TorchEngine
+from serving.exported import ExportedModel, read_exported, read_references
+from serving.outliers import Neighbours
+from serving.service import Service, ServiceSettings
+from tools import serve
+from web.access import Access
+
+PNG = {"Content-Type": "image/png"}
+NPY = {"Content-Type": "application/x-npy"}
+
+
+@pytest.fixture(scope="module")
+def run(small_run: Path) -> Run:
+    return open_run(small_run)
+
+
+@pytest.fixture(scope="module")
+def images(run: Run) -> NDArray[np.uint8]:
+    """Test images, uint8 [20, 1, 8, 8]."""
+    return run.splits.test.images[:20].numpy()
+
+
+@contextlib.contextmanager
+def client_of(
+    folder: Path, settings: ServiceSettings | None = None, log: io.StringIO | None = None
+) -> Iterator[tuple[TestClient, Service]]:
+    service = Service(folder, settings or ServiceSettings())
+    app = service_app(service, Access.for_address("127.0.0.1", 80), log or io.StringIO())
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        yield client, service
+
+
+@pytest.fixture(scope="module")
+def client(exported: Path) -> Iterator[TestClient]:
+    with client_of(exported) as (client, _):
+        yield client
+
+
+def npy(array: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+class TestPredictions:
+    def test_are_those_of_the_run_calibrated(
+        self, client: TestClient, exported: Path, run: Run, images: NDArray[np.uint8]
+    ) -> None:
+        model = read_exported(exported)
+        assert model.temperature is not None
+        embeddings = run.inference.embed(torch.from_numpy(images), "test")
+        expected = (run.inference.logits(embeddings) / model.temperature).softmax(1)
+        references = read_references(exported, model)
+        assert references is not None
+        assert model.outliers is not None
+        nearest = torch.cdist(embeddings, torch.from_numpy(references)).sort(1).values[:, :5]
+        for index, image in enumerate(images):
+            answer = client.post("/predict", content=png(image), headers=PNG)
+            (found,) = answer.json()["predictions"]
+            assert list(found["probabilities"]) == model.classes
+            values = list(found["probabilities"].values())
+            np.testing.assert_allclose(values, expected[index].tolist(), atol=2e-5)
+            assert found["class"] == model.classes[int(expected[index].argmax())]
+            entropy = torch.special.entr(expected[index]).sum().item()
+            assert found["uncertainty"] == pytest.approx(entropy, abs=1e-4)
+            distance = nearest[index].mean().item()
+            assert found["distance"] == pytest.approx(distance, abs=1e-3)
+            assert found["outlier"] == (distance > model.outliers.threshold)
+
+    def test_agree_for_every_way_of_sending(
+        self, client: TestClient, images: NDArray[np.uint8]
+    ) -> None:
+        one_by_one = [
+            client.post("/invocations", content=png(image), headers=PNG).json()["predictions"][0]
+            for image in images
+        ]
+        together = client.post("/predict", content=npy(images[:, 0]), headers=NPY).json()
+        files = [("file", (f"{n}.png", png(image))) for n, image in enumerate(images)]
+        form = client.post("/predict", files=files).json()
+        assert [one["image"] for one in together["predictions"]] == [f"[{n}]" for n in range(20)]
+        assert [one["file"] for one in form["predictions"]] == [f"{n}.png" for n in range(20)]
+        assert [one["index"] for one in form["predictions"]] == list(range(20))
+        for several in (together, form):
+            for alone, one in zip(one_by_one, several["predictions"], strict=True):
+                assert one["class"] == alone["class"]
+                assert one["probability"] == pytest.approx(alone["probability"], abs=1e-5)
+                assert one["distance"] == pytest.approx(alone["distance"], abs=1e-3)
+
+    def test_images_of_noise_are_outliers(self, client: TestClient) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (50, 8, 8), dtype=np.uint8)
+        answer = client.post("/predict", content=npy(noise), headers=NPY).json()
+        assert np.mean([one["outlier"] for one in answer["predictions"]]) > 0.9
+
+    def test_a_damaged_file_of_a_form_is_listed(
+        self, client: TestClient, images: NDArray[np.uint8]
+    ) -> None:
+        files = [("file", ("a.png", png(images[0])[:40])), ("file", ("b.png", png(images[1])))]
+        answer = client.post("/predict", files=files)
+        assert answer.status_code == 200
+        assert [one["index"] for one in answer.json()["predictions"]] == [1]
+        (refused,) = answer.json()["refused"]
+        assert (refused["index"], refused["file"], refused["status"]) == (0, "a.png", 400)
+
+    def test_preview_is_the_picture(self, client: TestClient, images: NDArray[np.uint8]) -> None:
+        answer = client.post("/predict?preview=true", content=png(images[0]), headers=PNG).json()
+        _, _, text = answer["predictions"][0]["preview"].partition("base64,")
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
+        np.testing.assert_array_equal(picture, images[0, 0])
+
+    def test_without_calibration_there_is_no_flag(self, exported: Path, tmp_path: Path) -> None:
+        plain = tmp_path / "plain"
+        plain.mkdir()
+        os.link(exported / "model.onnx", plain / "model.onnx")
+        model = dataclasses.replace(read_exported(exported), temperature=None, outliers=None)
+        (plain / "config.json").write_text(model.to_json(), encoding="utf-8")
+        image = png(np.zeros((1, 8, 8), np.uint8))
+        with client_of(plain) as (client, _):
+            answer = client.post("/predict", content=image, headers=PNG).json()
+        assert answer["predictions"][0]["outlier"] is None
+        assert answer["predictions"][0]["distance"] is None
+
+
+def test_torch_and_onnx_agree(exported: Path, images: NDArray[np.uint8]) -> None:
+    model = read_exported(exported)
+    for found, expected in zip(
+        TorchEngine(exported, model).run(images), OnnxEngine(exported).run(images), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_neighbours_are_the_nearest() -> None:
+    generator = np.random.default_rng(0)
+    references = generator.normal(size=(40, 6)).astype(np.float32)
+    others = generator.normal(size=(9, 6)).astype(np.float32)
+    every = np.linalg.norm(others[:, None] - references[None], axis=2)
+    expected = np.sort(every, axis=1)[:, :5].mean(1)
+    np.testing.assert_allclose(Neighbours(references).distances(others), expected, rtol=1e-4)
+    few = Neighbours(references[:2]).distances(others)
+    np.testing.assert_allclose(few, every[:, :2].mean(1), rtol=1e-4)
+
+
+class TestActivation:
+    def test_is_a_picture_of_the_evidence(
+        self, client: TestClient, images: NDArray[np.uint8]
+    ) -> None:
+        url = "/activation?class=3"
+        answer = client.post(url, content=png(images[0]), headers=PNG)
+        assert answer.headers["content-type"] == "image/png"
+        picture = Image.open(io.BytesIO(answer.content))
+        assert picture.mode == "RGBA"
+        assert np.asarray(picture)[..., 3].max() > 100
+
+    def test_unknown_class_and_several_images(
+        self, client: TestClient, images: NDArray[np.uint8]
+    ) -> None:
+        answer = client.post("/activation?class=cat", content=png(images[0]), headers=PNG)
+        assert answer.status_code == 400
+        answer = client.post("/activation?class=3", content=npy(images[:2, 0]), headers=NPY)
+        assert answer.json() == {"error": "activation: give one image"}
+
+
+class TestTheRest:
+    def test_model_tells_what_it_is(self, client: TestClient, run: Run) -> None:
+        model = client.get("/model").json()
+        assert model["classes"] == list(run.class_names)
+        assert model["training"]["labelled_images"] == len(run.pool.labelled)
+        assert model["outliers"]["percentile"] == 95
+        assert model["limits"]["max_images"] == 1000
+
+    def test_health(self, client: TestClient, exported: Path) -> None:
+        for path in ("/health", "/ping"):
+            assert client.get(path).json()["version"] == read_exported(exported).version
+
+    def test_pages_need_nothing_from_outside(self, client: TestClient) -> None:
+        for path in ("/", "/docs", "/static/upload.js", "/static/files.js", "/static/upload.css"):
+            answer = client.get(path)
+            assert answer.status_code == 200
+            assert "https://" not in answer.text
+            assert "default-src 'none'" in answer.headers["content-security-policy"]
+
+    def test_metrics_and_log_tell_of_requests(
+        self, exported: Path, images: NDArray[np.uint8]
+    ) -> None:
+        log = io.StringIO()
+        with client_of(exported, log=log) as (client, _):
+            client.post("/predict?secret=1", content=npy(images[:7, 0]), headers=NPY)
+            client.post("/predict", content=b"no image", headers=PNG)
+            client.get("/health/patient-17")
+            text = client.get("/metrics").text
+        values = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        assert float(values['http_requests_total{path="/predict",status="200"}']) == 1
+        assert float(values['http_requests_total{path="other",status="404"}']) == 1
+        assert float(values['refused_files_total{status="415"}']) == 1
+        assert float(values["uncertainty_nats_count"]) == 7
+        counted = [
+            float(value) for name, value in values.items()
+            if name.startswith("predicted_images_total")
+        ]  # fmt: skip
+        assert sum(counted) == 7
+        lines = [json.loads(line) for line in log.getvalue().splitlines()]
+        assert [line["status"] for line in lines] == [200, 415, 404, 200]
+        assert lines[0]["images"] == 7
+        assert "secret" not in log.getvalue()
+        assert "patient-17" not in log.getvalue()
+
+    def test_another_address_needs_the_token(self, exported: Path) -> None:
+        service = Service(exported, ServiceSettings())
+        access = Access.for_address("0.0.0.0", 80, "a-token-of-many-characters")
+        app = service_app(service, access, io.StringIO())
+        with TestClient(app, base_url="http://127.0.0.1") as client:
+            assert client.get("/model").status_code == 401
+            token = {"Authorization": "Bearer a-token-of-many-characters"}
+            assert client.get("/model", headers=token).status_code == 200
+
+
+class TestBatching:
+    def collect(self, max_batch: int, workers: int = 1) -> tuple[list[int], list[float]]:
+        """Batch sizes and results of 20 images sent one by one while the network is busy."""
+        sizes: list[int] = []
+
+        def double(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+            time.sleep(0.005)
+            return (batch.reshape(len(batch), -1).sum(1) * 2.0,)
+
+        async def send() -> list[float]:
+            async with Batcher(double, workers, max_batch, sizes.append) as batcher:
+                ones = [np.full((1, 1, 1), n, np.uint8) for n in range(20)]
+                rows = await asyncio.gather(*(batcher.run([one]) for one in ones))
+                return [float(row[0][0]) for row in rows]
+
+        return sizes, asyncio.run(send())
+
+    def test_images_of_concurrent_requests_run_together(self) -> None:
+        sizes, results = self.collect(max_batch=8)
+        assert results == [2.0 * n for n in range(20)]
+        assert sum(sizes) == 20
+        assert max(sizes) == 8
+
+    def test_can_be_turned_off(self) -> None:
+        sizes, results = self.collect(max_batch=1, workers=3)
+        assert results == [2.0 * n for n in range(20)]
+        assert sizes == [1] * 20
+
+    def test_an_error_reaches_those_whose_images_it_concerns(self) -> None:
+        def fail_on_zero(batch: NDArray[np.uint8]) -> tuple[NDArray[Any], ...]:
+            if batch.min() == 0:
+                raise RuntimeError("zero")
+            return (batch.reshape(len(batch), -1),)
+
+        async def send() -> list[Any]:
+            async with Batcher(fail_on_zero, 1, 1, lambda _: None) as batcher:
+                ones = [np.full((1, 1, 1), n, np.uint8) for n in (0, 1)]
+                tasks = (batcher.run([one]) for one in ones)
+                return list(await asyncio.gather(*tasks, return_exceptions=True))
+
+        first, second = asyncio.run(send())
+        assert isinstance(first, RuntimeError)
+        assert second[0].tolist() == [[1]]
+
+
+def test_overload_is_answered_by_503(
+    exported: Path, images: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    run = OnnxEngine.run
+
+    def slow(self: OnnxEngine, batch: NDArray[np.uint8]) -> Any:
+        go_on.wait(20)
+        return run(self, batch)
+
+    monkeypatch.setattr(OnnxEngine, "run", slow)
+    statuses: list[int] = []
+    body = png(images[0])
+    with client_of(exported, ServiceSettings(max_requests=2)) as (client, service):
+
+        def send() -> None:
+            statuses.append(client.post("/predict", content=body, headers=PNG).status_code)
+
+        threads = [threading.Thread(target=send) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while service.admission.requests < 2:
+            time.sleep(0.01)
+        refused = client.post("/predict", content=body, headers=PNG)
+        assert refused.status_code == 503
+        assert int(refused.headers["retry-after"]) >= 1
+        assert client.get("/health").status_code == 200
+        go_on.set()
+        for thread in threads:
+            thread.join()
+        assert statuses == [200, 200]
+        assert client.post("/predict", content=body, headers=PNG).status_code == 200
+
+
+def test_shutdown_finishes_what_it_accepted(exported: Path) -> None:
+    body = npy(np.zeros((1000, 64, 64, 3), np.uint8))
+    with running_service(exported) as (process, port):
+        answers: list[httpx.Response] = []
+
+        def send() -> None:
+            url = f"http://127.0.0.1:{port}/predict"
+            answers.append(httpx.post(url, content=body, headers=NPY, timeout=60))
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        metrics = f"http://127.0.0.1:{port}/metrics"
+        while "requests_in_progress 1.0" not in httpx.get(metrics).text:
+            pass
+        children = process.children()
+        process.terminate()
+        thread.join()
+        process.wait(30)
+        assert answers[0].status_code == 200
+        assert len(answers[0].json()["predictions"]) == 1000
+        assert not [one for one in children if one.is_running()]
+
+
+def test_exported_code_serves_without_torch(exported: Path) -> None:
+    """What the container runs, but for its address: only its own code, and SageMaker's calls."""
+    command = (sys.executable, "-m", "serving", str(exported), "serve", "--port", "0")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    process = subprocess.Popen(
+        command, cwd=exported / "service", env=environment, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[-1]
+        assert httpx.get(address + "ping").status_code == 200
+        image = {"Content-Type": "application/x-image"}
+        body = png(np.zeros((1, 8, 8), np.uint8))
+        answer = httpx.post(address + "invocations", content=body, headers=image)
+        assert len(answer.json()["predictions"]) == 1
+        activation = httpx.post(address + "activation?class=3", content=body, headers=PNG)
+        assert activation.status_code == 501
+        loaded = Path(f"/proc/{process.pid}/maps")
+        if loaded.exists():
+            assert "libtorch" not in loaded.read_text()
+    finally:
+        process.terminate()
+        assert process.wait(30) == 0
+
+
+class TestSources:
+    """`tools.serve` on what is not exported yet; the service itself does not start."""
+
+    @pytest.fixture
+    def served(self, monkeypatch: pytest.MonkeyPatch) -> list[ExportedModel]:
+        models: list[ExportedModel] = []
+
+        def note(folder: Path, _: object) -> None:
+            self.folder = folder
+            models.append(read_exported(folder))
+
+        monkeypatch.setattr(command, "run_service", note)
+        return models
+
+    def test_a_run_is_exported_to_a_temporary_folder(
+        self, small_run: Path, served: list[ExportedModel]
+    ) -> None:
+        assert serve.main([str(small_run)]) == 0
+        (model,) = served
+        assert model.outliers is not None
+        assert model.training.run == small_run.name
+        assert not self.folder.exists()
+
+    def test_without_its_data_there_is_no_outlier_flag(
+        self, small_run: Path, served: list[ExportedModel], monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:  # fmt: skip
+        def gone(*_: object) -> None:
+            raise UserError("the data set is gone")
+
+        monkeypatch.setattr(reader, "load_data", gone)
+        assert serve.main([str(small_run)]) == 0
+        assert served[0].outliers is None
+        assert "without outlier flags: the data set is gone" in capsys.readouterr().err
+
+    def test_an_exported_folder_is_served_as_it_is(
+        self, exported: Path, served: list[ExportedModel]
+    ) -> None:
+        assert serve.main([str(exported)]) == 0
+        assert self.folder == exported
+
+    def test_anything_else_is_refused(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert serve.main([str(tmp_path)]) == 2
+        captured = capsys.readouterr().err
+        assert captured.startswith("error: ")
+        assert captured.count("\n") == 1
+
+
+def test_limits_of_the_body(exported: Path) -> None:
+    settings = ServiceSettings(limits=dataclasses.replace(Limits(), max_bytes=1000, max_images=3))
+    with client_of(exported, settings) as (client, _):
+        answer = client.post("/predict", content=b"x" * 1001, headers=PNG)
+        assert answer.status_code == 413
+        image = png(np.zeros((1, 8, 8), np.uint8))
+        files = [("file", (f"{n}.png", image)) for n in range(4)]
+        assert client.post("/predict", files=files).status_code == 413
+        assert client.post("/predict", files=files[:3]).status_code == 200

@@ -1,0 +1,1 @@
+"""Compares finished runs: learning curves, areas, label savings and paired tests."""

@@ -1,0 +1,1 @@
+"""The labelling page; `python -m tools.label RUN` serves it."""

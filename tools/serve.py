@@ -1,0 +1,69 @@
+"""Serves a trained model over HTTP, with a page to drop images on.
+
+    python -m tools.serve RUN_OR_CHECKPOINT_OR_EXPORT [--engine torch] [--port 8080]
+
+A folder that tools.export wrote is served at once. A run folder or a checkpoint's is exported to a
+temporary folder first, which takes some seconds; without its data set there is no outlier flag.
+docs/serving.md and the service's own /docs say how to call it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import UserError, exit_status
+
+
+def serve(arguments: argparse.Namespace) -> None:
+    """Do what the command line asks for."""
+    from serving.command import run_service
+    from serving.exported import is_exported
+
+    if is_exported(arguments.source):
+        run_service(arguments.source, arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="served_model_") as temporary:
+        folder = Path(temporary) / "exported"
+        _export(arguments, folder)
+        run_service(folder, arguments)
+
+
+def _export(arguments: argparse.Namespace, folder: Path) -> None:
+    from tools.exporting import Source, content_with_data, content_without_data, write_folder
+
+    source = Source(arguments.source, arguments.checkpoint, arguments.data_dir)
+    try:
+        content = content_with_data(source, evaluated=False)
+    except UserError as error:
+        content = content_without_data(source)  # raises again where the run is the trouble
+        print(f"without its data set, so without outlier flags: {error}", file=sys.stderr)
+    write_folder(content, folder)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; the exit status."""
+    from serving.command import add_service_arguments
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source", type=Path, metavar="FOLDER", help="a run's, a checkpoint's or an exported one"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        default="best",
+        help="of a run: best, last, a round, or 4 or more characters of an id",
+    )
+    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    add_service_arguments(parser)
+    arguments = parser.parse_args(argv)
+    return exit_status(lambda: serve(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
