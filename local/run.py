@@ -83,6 +83,7 @@ def _run(
 ) -> int:
     first = ranks.rank == 0
     folder: RunFolder | None = None
+    checkpoint: Path | None = None
     if request.resume is not None:
         folder, config = RunFolder.open(request.resume)
         end = folder.end()
@@ -95,6 +96,7 @@ def _run(
             return OK
         if first:
             cleanup.enter_context(folder.locked())
+            checkpoint = folder.latest_checkpoint()
     else:
         config = override(load(request.config), request.settings)
         check_search(config)
@@ -131,7 +133,6 @@ def _run(
     cleanup.callback(observer.close)
     # The first rank alone looks after the folder; the others hear from it.
     path = process_group.from_first_rank(folder.path if folder else Path(), ranks)
-    checkpoint = folder.latest_checkpoint() if folder and first else None
     checkpoint = process_group.from_first_rank(checkpoint, ranks)
     if checkpoint is not None:
         observer.resume_with(restore_checkpoint(checkpoint, learner))

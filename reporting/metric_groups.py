@@ -50,7 +50,6 @@ def query_metrics(
     labelled = pool.labelled
     counts = torch.bincount(pool.labels[labelled], minlength=classes)
     metrics: dict[str, float] = {
-        "query_size": len(proposal.indices),
         "labeled_samples": len(labelled),
         "annotation_minutes": minutes,
         "query_seconds": proposal.seconds,
@@ -77,7 +76,7 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def test_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """The group `test`; empty where the test split has no labels."""
+    """Measures of the test split; empty where it has no labels."""
     return {f"test_{name}": value for name, value in evaluation.test.items()}
 
 
@@ -135,7 +134,8 @@ def class_metrics(
 
 
 def queried_classes(pool: Pool, round_: int, class_names: Sequence[str]) -> dict[str, float]:
-    """How many images of each class a round labelled, for metrics.csv."""
+    """How many images a round labelled, in all and of each class, for metrics.csv."""
     labels = pool.labels[pool.acquired_round == round_]
     counts = torch.bincount(labels, minlength=len(class_names)).tolist()
-    return {f"queried_{name}": count for name, count in zip(class_names, counts, strict=True)}
+    by_class = {f"queried_{name}": count for name, count in zip(class_names, counts, strict=True)}
+    return {"query_size": len(labels), **by_class}

@@ -128,7 +128,8 @@ class Reporter:
         curve = learning_curve_metrics(rows)
         self.metrics.add(round_, {"aubc": curve["aubc"]})
         if test:
-            self._send("test", {**test, "epochs": round_ + 1})
+            shown = {name: test[name] for name in ("test_loss", "test_accuracy", "test_auc")}
+            self._send("test", {**shown, "epochs": round_ + 1})
         self._send("learning_curve", curve)
         logger.info(
             "round %d (%d of %d): %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f%s "

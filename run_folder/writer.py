@@ -48,7 +48,7 @@ class RunFolder:
     def create(
         cls, path: Path, config: Mapping[str, Any], description: RunDescription, numbered: bool
     ) -> RunFolder:
-        """Make a new folder at `path`, whole or not at all.
+        """Make a new folder at `path`, whole or not at all; or fill an empty one.
 
         Args:
             numbered: take the next free name, such as `path`-2, where `path` is in use.
@@ -56,28 +56,32 @@ class RunFolder:
         Raises:
             UserError: `path` is in use or cannot be written.
         """
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
-            temporary.mkdir(parents=True)
-            for name in (names.CHECKPOINTS, names.TENSORBOARD):
-                (temporary / name).mkdir()
-            text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
-            (temporary / names.CONFIG).write_text(text, encoding="utf-8")
-            (temporary / names.DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
-            path = _move_to_free_name(temporary, path, numbered)
+            if path.is_dir() and not numbered:
+                # It cannot be replaced where its parent is read-only, as a mounted folder's is.
+                _fill(path, config, description)
+                return cls(path, description)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            try:
+                temporary.mkdir(parents=True)
+                _fill(temporary, config, description)
+                return cls(_move_to_free_name(temporary, path, numbered), description)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
         except OSError as error:
             raise UserError(
                 f"--output-dir {path}: cannot be written ({error.strerror}); name another folder"
             ) from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        return cls(path, description)
 
     @staticmethod
     def check_new(path: Path) -> None:
         """Raise UserError where `create` could not make a folder at `path`, before any work."""
+        place = path
         try:
             in_use = path.exists() and (not path.is_dir() or any(path.iterdir()))
+            while not place.exists() and place != place.parent:
+                place = place.parent
+            writable = os.access(place, os.W_OK | os.X_OK, effective_ids=True)
         except OSError as error:
             raise UserError(
                 f"--output-dir {path}: cannot be read ({error.strerror}); name another folder"
@@ -86,6 +90,11 @@ class RunFolder:
             raise UserError(
                 f"--output-dir {path}: exists and is not empty; name a new folder, or resume that "
                 f"run with --resume {path}"
+            )
+        if not place.is_dir() or not writable:
+            reason = "Permission denied" if place.is_dir() else f"{place} is a file"
+            raise UserError(
+                f"--output-dir {path}: cannot be written ({reason}); name another folder"
             )
 
     @classmethod
@@ -129,8 +138,8 @@ class RunFolder:
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); change its permissions, or "
-                "copy it"
+                f"--resume {self.path}: cannot be written ({error.strerror}); change its "
+                "permissions, or copy it"
             ) from error
         try:
             try:
@@ -138,7 +147,8 @@ class RunFolder:
             except BlockingIOError:
                 holder = os.read(descriptor, 300).decode(errors="replace") or "another process"
                 raise UserError(
-                    f"{self.path}: {holder} works on this run; wait until it ends, or stop it"
+                    f"--resume {self.path}: {holder} works on this run; wait until it ends, or "
+                    "stop it"
                 ) from None
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
@@ -334,6 +344,15 @@ def damaged_files(folder: Path, expected: Mapping[str, str]) -> list[str]:
     """Names of the files whose content is no longer what `folder_digests` read."""
     present = folder_digests(folder) if folder.is_dir() else {}
     return [name for name, digest in expected.items() if present.get(name) != digest]
+
+
+def _fill(folder: Path, config: Mapping[str, Any], description: RunDescription) -> None:
+    """Write what a new run folder holds; run.json, which makes it one, comes last."""
+    for name in (names.CHECKPOINTS, names.TENSORBOARD):
+        (folder / name).mkdir()
+    text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+    (folder / names.CONFIG).write_text(text, encoding="utf-8")
+    (folder / names.DESCRIPTION).write_text(description.to_json(), encoding="utf-8")
 
 
 def _move_to_free_name(folder: Path, path: Path, numbered: bool) -> Path:

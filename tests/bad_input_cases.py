@@ -90,7 +90,7 @@ NAMES: list[Case] = [
     ),
     ("set no YAML", assigned("hyperparameters.rounds={"), "'{' is no YAML value", "quote it"),
     ("seed no number", seeded("x"), "reproducibility.experiment_seed: 'x'", "give one, such as 0"),
-    ("seed negative", seeded(-1), "experiment_seed: -1 is no whole number from 0", "such as 0"),
+    ("seed negative", seeded(-1), "experiment_seed: -1 is not a whole number from 0", "such as 0"),
     ("range unknown", hp(rounds={"type": "lgo"}), "rounds.type: 'lgo'", "allowed are categorical"),
     (
         "range unbounded",
@@ -505,7 +505,7 @@ RUNS: list[Case] = [
     (
         "run below a file",
         below_a_file,
-        "file/run: cannot be written (Not a dir",
+        "file/run: cannot be written (file is a file",
         "name another folder",
     ),
     (
@@ -529,26 +529,37 @@ RUNS: list[Case] = [
     (
         "run of a newer format",
         run_folder(identity(format=99)),
-        "--resume run: format 99",
-        "newer one",
+        "run: format 99, written by a newer version",
+        "start a new run",
     ),
-    ("run of no format", run_folder(text("run.json", "{}")), "run.json is damaged", "put it back"),
+    (
+        "run of an older format",
+        run_folder(identity(format=1)),
+        "run: format 1, written by an older version",
+        "start a new run",
+    ),
+    (
+        "run of no format",
+        run_folder(text("run.json", "{}")),
+        "run: not a run or checkpoint (run.json",
+        "name a folder",
+    ),
+    (
+        "run without its classes",
+        run_folder(identity(class_names=None)),
+        "run.json: damaged",
+        "put it back",
+    ),
     (
         "run with half an identity",
         run_folder(text("run.json", '{"format"')),
-        "run.json is damaged",
-        "start a",
+        "run: not a run or checkpoint (run.json",
+        "name a folder",
     ),
     (
-        "run with damaged metrics",
-        run_folder(text("metrics.csv", "a,b\n1,2\n")),
-        "metrics.csv is damaged",
-        "put it",
-    ),
-    (
-        "run with damaged queries",
-        run_folder(text("queries.csv", "round\nx\n")),
-        "queries.csv is damaged",
+        "run with a path for a checkpoint",
+        run_folder(text("checkpoints.json", '[{"uuid": "../..", "round": 0, "blake2b": {}}]')),
+        "checkpoints.json is damaged ('../..' is not a checkpoint's id)",
         "put it",
     ),
     (
@@ -569,7 +580,7 @@ RUNS: list[Case] = [
         "dataset was 'pathmnist' and is 'digits'",
         "resume with",
     ),
-    ("run of other data", run_folder(other_data), "data was '00' and is", "resume with"),
+    ("run of other data", run_folder(other_data), "fingerprint was '00' and is", "resume with"),
     (
         "run of another configuration",
         run_folder(other_settings),

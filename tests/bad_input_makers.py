@@ -18,7 +18,9 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from run_folder.names import FORMAT
 from tests.conftest import small_values
+from training.hyperparameters import Hyperparameters
 
 Arrays = dict[str, Any]
 Make = Callable[[], list[str]]  # lays out a case; the command line that is then to be refused
@@ -260,6 +262,8 @@ def one_endless_image(file: Any) -> None:
     file.create_dataset("x", (1, 10**6, 10**6), np.uint8, chunks=(1, 64, 64))
 
 
+CHECKPOINT_ID = "8b2fb1f6-2f8f-4b4e-9a63-1f2f5f0f8f11"
+
 # --- run folders ----------------------------------------------------------------------------------
 
 
@@ -270,6 +274,7 @@ def run_folder(spoil: Callable[[Path], object]) -> Make:
         run = Path(RUN)
         (run / "checkpoints").mkdir(parents=True)
         (run / "config.yaml").write_text(yaml.safe_dump(config_of()), encoding="utf-8")
+        identity()(run)
         spoil(run)
         return ["--resume", RUN]
 
@@ -281,12 +286,27 @@ def text(name: str, content: str) -> Callable[[Path], object]:
 
 
 def identity(**values: Any) -> Callable[[Path], object]:
-    return text("run.json", json.dumps({"format": 1, **values}))
+    """A run.json as a run on the digits writes it, with `values` in place of its own."""
+    content = {
+        "format": FORMAT,
+        "dataset": "digits",
+        "fingerprint": "00",
+        "seed": 0,
+        "settings": SETTINGS,
+        "class_names": [str(digit) for digit in range(10)],
+        "image_size": 8,
+        "channels": 1,
+        "mean": [0.3],
+        "std": [0.3],
+        "goal": {"metric": "val_loss", "smaller_is_better": True},
+        "versions": {"torch": "2.3"},
+    }
+    return text("run.json", json.dumps({**content, **values}))
 
 
-SETTINGS = {f"hyperparameters.{name}": value for name, value in small_values().items()}
-other_settings = identity(dataset="digits", seed=0, **{**SETTINGS, "hyperparameters.rounds": 9})
-other_data = identity(dataset="digits", seed=0, **SETTINGS, data="00")
+SETTINGS = Hyperparameters.from_mapping(small_values()).resolved()
+other_settings = identity(settings={**SETTINGS, "rounds": 9})
+other_data = identity()  # whose fingerprint is not 00
 
 
 def occupied() -> list[str]:
@@ -306,7 +326,7 @@ def below_a_file() -> list[str]:
 
 
 def lost_checkpoint(run: Path) -> None:
-    entry = {"uuid": "gone", "round": 0, "val_loss": 1.0, "blake2b": {"state_dict.pth": "00"}}
+    entry = {"uuid": CHECKPOINT_ID, "round": 0, "val_loss": 1.0, "blake2b": {"run.json": "00"}}
     (run / "checkpoints.json").write_text(json.dumps([entry]), encoding="utf-8")
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
-import json
 import shutil
 import threading
 from collections.abc import Callable
@@ -42,6 +41,7 @@ from tests.bad_input_makers import (
     good_arrays,
     hp,
     identity,
+    lost_checkpoint,
     plain_user,
     run_folder,
     write_config,
@@ -64,7 +64,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def never(learner: ActiveLearner) -> None:
         pytest.fail("training began")
 
-    monkeypatch.setattr(ActiveLearner, "query", never)
+    monkeypatch.setattr(ActiveLearner, "propose", never)
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
@@ -264,12 +264,8 @@ def test_a_damaged_hdf5_file_is_read_or_refused(content: st.DataObject) -> None:
 @given(content=st.data())
 def test_a_damaged_run_folder_is_opened_or_refused(content: st.DataObject) -> None:
     shutil.rmtree(RUN, ignore_errors=True)
-    run_folder(identity(dataset="digits", seed=0))()
-    entry = {"uuid": "a", "round": 0, "val_loss": 1.0, "blake2b": {"state_dict.pth": "00"}}
-    Path(RUN, "checkpoints.json").write_text(json.dumps([entry]))
-    Path(RUN, "metrics.csv").write_text("round,val_loss\n0,1.5\n")
-    Path(RUN, "queries.csv").write_text("round,index,label,class,uncertainty\n0,5,1,one,\n")
-    names = ["checkpoints.json", "metrics.csv", "queries.csv", "run.json", "config.yaml"]
+    run_folder(lost_checkpoint)()
+    names = ["checkpoints.json", "run.json", "config.yaml"]
     damage(Path(RUN, content.draw(st.sampled_from(names))), content, 10**6)
     with contextlib.suppress(UserError):
         folder, _ = RunFolder.open(Path(RUN))
