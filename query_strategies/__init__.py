@@ -23,7 +23,17 @@ from functools import partial
 
 from torch import Tensor
 
-from . import baseline, diversity, gradient, hybrid, information, typical, uncertainty
+from . import (
+    baseline,
+    disagreement,
+    diversity,
+    gradient,
+    herding,
+    hybrid,
+    information,
+    typical,
+    uncertainty,
+)
 from .balanced import class_balanced
 from .scores import PoolScores
 from .uncertainty import predictive_entropy
@@ -93,6 +103,16 @@ STRATEGIES: dict[str, Strategy] = {
     "prob_cover": Strategy(
         typical.prob_cover, probabilities=True, embeddings=True, labelled_embeddings=True
     ),
+    "max_herding": Strategy(herding.max_herding, embeddings=True, labelled_embeddings=True),
+    "u_herding": Strategy(
+        herding.u_herding, probabilities=True, embeddings=True, labelled_embeddings=True
+    ),
+    "tcm": Strategy(typical.tcm, probabilities=True, embeddings=True, labelled_embeddings=True),
+    "drop_query": Strategy(
+        disagreement.drop_query, probabilities=True, embeddings=True, stochastic=True
+    ),
+    "falcun": Strategy(disagreement.falcun, probabilities=True),
+    "epig": Strategy(information.epig, probabilities=True, stochastic=True),
 }
 
 BALANCED = "class_balanced:"
