@@ -153,7 +153,7 @@ def _hyperparameters(path: Path, config: Mapping[str, Any]) -> Hyperparameters:
 def _load_splits(
     path: Path, hp: Hyperparameters, identity: Mapping[str, Any], data_dir: Path | None
 ) -> Splits:
-    splits = load_data(hp, data_dir)
+    splits = load_data(hp, data_dir, read_only=True)
     if splits.fingerprint() != identity.get("data"):
         raise UserError(
             f"{data_dir or hp.data_dir}: its {hp.dataset} is not what {path} was trained on "
