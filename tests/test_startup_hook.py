@@ -25,8 +25,11 @@ import pip
 import pytest
 from packaging.requirements import Requirement
 
+from data_sources.medmnist_table import medmnist_sets
 from tests.conftest import ROOT
+from training.experiment_config import load
 
+CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 OF_THE_IMAGE = ("torch", "torchvision", "numpy")
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # by the module's name
 SECONDS = 2.0  # the hook's time when nothing is missing
@@ -217,6 +220,17 @@ def test_containers_of_one_agent_share_their_downloads(
     assert (tmp_path / "second" / "data" / "file").read_text() == "downloaded"
     # All users of the agent may write to it, as to /tmp.
     assert (agent / "determined_active_learning").stat().st_mode & 0o7777 == 0o1777
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_mount_what_the_hook_links(path: Path) -> None:
+    config = load(path)
+    mounts = {(m["host_path"], m["container_path"]) for m in config.get("bind_mounts", [])}
+    assert mounts <= {("/tmp", "agent_tmp")}
+    dataset = str(config["hyperparameters"]["dataset"])
+    needs_download = dataset in medmnist_sets()
+    assert bool(mounts) == (needs_download or dataset == "digits")
+    assert config["hyperparameters"].get("data_dir", "data") == "data"
 
 
 def test_a_data_folder_of_ones_own_is_left_alone(
