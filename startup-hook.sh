@@ -6,7 +6,7 @@
 # 2. It installs the packages of requirements.txt that the task image lacks. It never replaces the
 #    image's own torch, torchvision and numpy, which are built for its CUDA.
 #
-# It prints nothing when there is nothing to do.
+# It prints nothing when there is nothing to do. Determined reads the level from the start of a line.
 { set +x; } 2> /dev/null  # Determined's entry point echoes every command
 
 if [[ -d agent_tmp && ! -e data ]]; then
@@ -47,12 +47,12 @@ PYTHON
 )"
 _missing=($(sed -n 's/^install //p' <<< "$_packages"))
 if (( ${#_missing[@]} )); then
-    echo "startup-hook.sh: the task image lacks ${_missing[*]}; pip installs them now"
+    echo "INFO: startup-hook.sh: the task image lacks ${_missing[*]}; pip installs them now"
     _kept="$(mktemp)"
     sed -n 's/^keep //p' <<< "$_packages" > "$_kept"
     if ! PIP_ROOT_USER_ACTION=ignore "${DET_PYTHON_EXECUTABLE:-python3}" -m pip install --quiet \
         --disable-pip-version-check --constraint "$_kept" "${_missing[@]}"; then
-        echo "startup-hook.sh: pip failed (see above); where containers have no network, build an" \
+        echo "ERROR: startup-hook.sh: pip failed (see above); where containers have no network, build an" \
             "image with the Dockerfile and name it under environment: image: in the YAML" >&2
         return 1
     fi

@@ -151,7 +151,7 @@ def test_missing_packages_are_installed_once_and_torch_stays(
     result = source_hook(working_directory, image, wheels)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
-    assert line.startswith("startup-hook.sh: the task image lacks ")
+    assert line.startswith("INFO: startup-hook.sh: the task image lacks ")
     assert all(name in line for name in missing_names())
     found = installed(image)
     assert {name: found[name] for name in OF_THE_IMAGE} == {n: version(n) for n in OF_THE_IMAGE}
@@ -182,7 +182,9 @@ def test_the_hook_fails_rather_than_replace_torch(
     assert result.returncode != 0
     assert "the workload runs" not in result.stdout
     assert "conflicting dependencies" in result.stderr
-    assert "Dockerfile" in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ERROR: startup-hook.sh: pip failed")
+    assert "Dockerfile" in last
     found = installed(image)
     assert {name: found[name] for name in OF_THE_IMAGE} == {n: version(n) for n in OF_THE_IMAGE}
 
@@ -197,7 +199,7 @@ def test_a_package_that_is_too_old_is_replaced(
     subprocess.run([python, "-m", "pip", "install", *options, "h5py==3.9"], check=True)
     result = source_hook(working_directory, image, wheels)
     assert result.stdout == (
-        "startup-hook.sh: the task image lacks h5py>=3.10; pip installs them now\n"
+        "INFO: startup-hook.sh: the task image lacks h5py>=3.10; pip installs them now\n"
     )
     assert installed(image)["h5py"] == "99.0"
 
