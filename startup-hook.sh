@@ -9,10 +9,13 @@
 # It prints nothing when there is nothing to do. Determined reads the level from the start of a line.
 { set +x; } 2> /dev/null  # Determined's entry point echoes every command
 
-if [[ -d agent_tmp && ! -e data ]]; then
-    export AGENT_FOLDER="$PWD/agent_tmp/determined_active_learning"
+if [[ -d agent_tmp ]]; then
+    _folder="$PWD/agent_tmp/determined_active_learning"
     # All users of the agent share the folder, as they share /tmp.
-    mkdir -p -m 1777 "$AGENT_FOLDER" && ln -s "$AGENT_FOLDER" data
+    if mkdir -p -m 1777 "$_folder"; then
+        export AGENT_FOLDER="$_folder"  # where training/threads.py looks for other trials
+        [[ -e data ]] || ln -s "$_folder" data
+    fi
 fi
 
 # Two kinds of lines: "keep torch==2.3.1" and "install h5py>=3.10".
@@ -58,4 +61,4 @@ if (( ${#_missing[@]} )); then
     fi
     rm -f "$_kept"
 fi
-unset _packages _missing _kept
+unset _folder _packages _missing _kept

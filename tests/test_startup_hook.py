@@ -241,9 +241,10 @@ def test_a_data_folder_of_ones_own_is_left_alone(
     (working_directory / "requirements.txt").write_text("")
     for name in ("agent_tmp", "data"):
         (working_directory / name).mkdir()
-    source_hook(working_directory, image, wheels)
+    result = source_hook(working_directory, image, wheels, then="echo $AGENT_FOLDER")
     assert not (working_directory / "data").is_symlink()
-    assert not list((working_directory / "agent_tmp").iterdir())
+    # Trials still see each other.
+    assert result.stdout == f"{working_directory}/agent_tmp/determined_active_learning\n"
 
 
 def test_requirements_name_every_package_that_a_trial_imports() -> None:
