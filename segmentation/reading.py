@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sources import image_file
-from data_sources.folder_listing import is_litter
+from data_sources.folder_tree import is_litter
 from errors import UserError
 
 PHASE_SUFFIXES = {".npy", ".h5", ".hdf5"}
