@@ -80,6 +80,13 @@ STRATEGIES: dict[str, Strategy] = {
         labelled_embeddings=True,
         prefilter=True,
     ),
+    "margin_diversity": Strategy(
+        hybrid.margin_diversity,
+        probabilities=True,
+        embeddings=True,
+        labelled_embeddings=True,
+        prefilter=True,
+    ),
     "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
     "badge": Strategy(gradient.badge, probabilities=True, embeddings=True),
     "batch_bald": Strategy(

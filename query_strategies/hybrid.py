@@ -67,8 +67,19 @@ def uncertainty_diversity(
     Cost: that of `sample_by_distance` for prefilter_factor * k candidates, and their copy: 14 s.
     ValueError where prefilter_factor is below 1.
     """
-    count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
+    return _spread_of_the_uncertain(scores, k, generator, prefilter_factor, uncertainty)
+
+
+def _spread_of_the_uncertain(
+    scores: PoolScores,
+    k: int,
+    generator: torch.Generator,
+    prefilter_factor: float,
+    uncertainty: Tensor,
+) -> Tensor:
+    """D^2 sampling of the most uncertain candidates, weighted with their uncertainty [n]."""
+    count = pick_count(scores, k)
     kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
     if count == 0:
         return kept.candidates
@@ -81,6 +92,18 @@ def uncertainty_diversity(
         weights=relative_weights(uncertainty),
     )
     return kept.candidates[positions]
+
+
+def margin_diversity(
+    scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float
+) -> Tensor:
+    """`uncertainty_diversity` with 1 - (p1 - p2) in place of the entropy.
+
+    The margin ranks images by the boundary that they are nearest to, where the entropy prefers
+    images that many classes share. Cost: as `uncertainty_diversity`.
+    """
+    uncertainty = margin_uncertainty(required_probabilities(scores))
+    return _spread_of_the_uncertain(scores, k, generator, prefilter_factor, uncertainty)
 
 
 def weighted_k_means(
