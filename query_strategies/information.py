@@ -23,7 +23,7 @@ def power_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     largest score over a standard exponential. O(T n C). ValueError below two passes.
     """
     count = pick_count(scores, k)
-    # The floor has candidates of no score follow the others in random order.
+    # With the floor, candidates without any score follow the others in random order.
     values = mutual_information(required_probabilities(scores, passes=2)).clamp_min(1e-12)
     noise = torch.empty_like(values).exponential_(generator=generator)
     return scores.candidates[top_k_stable(values.log() - noise.log(), count)]
@@ -68,12 +68,12 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     are enumerated while there are at most `MAX_CONFIGURATIONS`; from then on each keeps its weight,
     in a few copies, and draws a label for every further pick.
 
-    Gains only fall as picks are added, so candidates are looked at in order of their last known
-    gain, and only as far as could still win (lazy greedy; under sampling, up to its noise).
+    Gains only fall as picks are added. So candidates are evaluated in the order of their last known
+    gain, and only as far as one could still win (lazy greedy; under sampling, up to its noise).
 
     The passes must share dropout masks across images. Their number bounds what a batch can tell
     (log T nats), so large batches gain nothing: ValueError above `MAX_PICKS` picks, and below two
-    passes. Time O(k n C M T) at most, M = `MAX_CONFIGURATIONS`: 61 s for 50 picks.
+    passes. Time O(k n C M T) at most, M = `MAX_CONFIGURATIONS`.
     """
     count = pick_count(scores, k)
     probabilities = required_probabilities(scores, passes=2)
@@ -104,7 +104,7 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
 def _largest_gain(
     probabilities: Tensor, within: Tensor, weights: Tensor, posterior: Tensor, bounds: Tensor
 ) -> Tensor:
-    """Position (int64 [1]) of the largest gain; lowers `bounds` in place where it looked."""
+    """Position (int64 [1]) of the largest gain; lowers `bounds` in place where it computes gains."""
     order = top_k_stable(bounds, len(bounds))
     configurations, classes = len(weights), probabilities.shape[-1]
     step = max(1, BLOCK_ELEMENTS // (configurations * classes))
