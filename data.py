@@ -155,7 +155,6 @@ def load_splits(
     test_fraction: float,
     download: bool = True,
     group_by: str = "",
-    class_names: tuple[str, ...] = (),
     allow_unlabelled: bool = False,
     max_pixels: int = MAX_PIXELS,
     read_only: bool = False,
@@ -168,7 +167,8 @@ def load_splits(
             - the flag of a 2-D MedMNIST set, such as `pathmnist`: `data_dir/pathmnist.npz` (28x28)
               or `pathmnist_64.npz`, downloaded into `data_dir` where missing;
             - `folder:NAME`: image files in `data_dir/NAME/CLASS/`, or in
-              `data_dir/NAME/{train,val,test}/CLASS/`;
+              `data_dir/NAME/{train,val,test}/CLASS/`; `classes.txt` there may list the classes in
+              the order of their labels, one a line;
             - `hdf5:NAME`: `data_dir/NAME_{train,valid,test}_{x,y}.h5`;
             - `digits`: scikit-learn's bundled handwritten digits, which need no file.
         data_dir: the folder of all data sets.
@@ -178,8 +178,6 @@ def load_splits(
         download: whether a missing MedMNIST file may be fetched.
         group_by: for `folder:`, which images have to share a split: a regular expression on the
             path, or the name of a CSV file in the folder (`data_sources.folder_groups`).
-        class_names: for `folder:`, all classes in the order of their labels; empty: the lines of
-            `classes.txt` in the folder, or else the folders' names.
         allow_unlabelled: keep images without a label, as `UNLABELLED`. They are split like the
             others, so that a validation split drawn from them is a random one. Without it, a folder
             leaves them out and says so, and a label of -1 is an error.
@@ -197,17 +195,16 @@ def load_splits(
     if colon and (name in ("", ".", "..") or Path(name).name != name):
         raise UserError(f"dataset: {dataset!r} must name something directly in {folder}; no paths")
     is_folder = bool(colon) and kind == "folder"
-    if (group_by or class_names) and not is_folder:
-        setting = "group_by" if group_by else "class_names"
+    if group_by and not is_folder:
         raise UserError(
-            f"{setting}: {dataset} consists of arrays, and only folder:NAME has files; remove it"
+            f"group_by: {group_by!r} needs files, as folder:NAME has them; remove it for {dataset}"
         )
     split = (split_seed, validation_fraction, test_fraction)
     caches = cache_folders(folder, read_only)
     if dataset == "digits":
         raw = bundled_digits.load(image_size, SplitRequest(*split))
     elif is_folder:
-        options = FolderOptions(group_by, class_names, allow_unlabelled, max_pixels)
+        options = FolderOptions(group_by, allow_unlabelled, max_pixels)
         raw = image_folder.load(name, folder, image_size, SplitRequest(*split), options, caches)
     elif colon and kind == "hdf5":
         raw = hdf5.load(name, folder, image_size, caches)

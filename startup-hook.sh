@@ -6,13 +6,16 @@
 # 2. It installs the packages of requirements.txt that the task image lacks. It never replaces the
 #    image's own torch, torchvision and numpy, which are built for its CUDA.
 #
-# It prints nothing when there is nothing to do.
+# It prints nothing when there is nothing to do. Determined reads the level from the start of a line.
 { set +x; } 2> /dev/null  # Determined's entry point echoes every command
 
-if [[ -d agent_tmp && ! -e data ]]; then
-    export AGENT_FOLDER="$PWD/agent_tmp/determined_active_learning"
+if [[ -d agent_tmp ]]; then
+    _folder="$PWD/agent_tmp/determined_active_learning"
     # All users of the agent share the folder, as they share /tmp.
-    mkdir -p -m 1777 "$AGENT_FOLDER" && ln -s "$AGENT_FOLDER" data
+    if mkdir -p -m 1777 "$_folder"; then
+        export AGENT_FOLDER="$_folder"  # where training/threads.py looks for other trials
+        [[ -e data ]] || ln -s "$_folder" data
+    fi
 fi
 
 # Two kinds of lines: "keep torch==2.3.1" and "install h5py>=3.10".
@@ -47,15 +50,15 @@ PYTHON
 )"
 _missing=($(sed -n 's/^install //p' <<< "$_packages"))
 if (( ${#_missing[@]} )); then
-    echo "startup-hook.sh: the task image lacks ${_missing[*]}; pip installs them now"
+    echo "INFO: startup-hook.sh: the task image lacks ${_missing[*]}; pip installs them now"
     _kept="$(mktemp)"
     sed -n 's/^keep //p' <<< "$_packages" > "$_kept"
     if ! PIP_ROOT_USER_ACTION=ignore "${DET_PYTHON_EXECUTABLE:-python3}" -m pip install --quiet \
         --disable-pip-version-check --constraint "$_kept" "${_missing[@]}"; then
-        echo "startup-hook.sh: pip failed (see above); where containers have no network, build an" \
+        echo "ERROR: startup-hook.sh: pip failed (see above); where containers have no network, build an" \
             "image with the Dockerfile and name it under environment: image: in the YAML" >&2
         return 1
     fi
     rm -f "$_kept"
 fi
-unset _packages _missing _kept
+unset _folder _packages _missing _kept

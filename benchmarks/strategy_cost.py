@@ -1,12 +1,12 @@
-"""What each query strategy costs: seconds and memory to choose out of a large pool.
+"""What each query strategy costs: the seconds and the memory of one query of a large pool.
 
     python -m benchmarks.strategy_cost --output strategy_cost.csv
     python -m benchmarks.strategy_cost --candidates 20000 --picks 1000 --strategies badge k_center
 
-Embeddings are made up, of the kind that a trained network gives: one cluster per class, rectified,
-of low rank plus noise. A process per strategy; on a CPU with one thread, its CPU seconds and the
-growth of its resident memory while it chooses, beyond the scores that it is given; on a GPU wall
-seconds and the memory allocated there.
+The embeddings are synthetic, of the kind that a trained network gives: one cluster per class,
+rectified, of low rank plus noise. Each strategy runs in a process of its own. On a CPU it has one
+thread; measured are its CPU seconds and the growth of its resident memory during the query, beyond
+the scores. On a GPU, measured are wall seconds and the memory allocated there.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def made_up_scores(count: int, device: str, dimensions: int = DIMENSIONS) -> Poo
 
 
 def measure(name: str, count: int, picks: int, device: str) -> dict[str, Any]:
-    """The row of one strategy; to be called once in a process, whose peak memory it reads."""
+    """The row of one strategy. It reads the peak memory of its process, so call it once in each."""
     torch.set_num_threads(1)
     strategy = get_strategy(name, prefilter_factor=10)
     picks = min(picks, strategy.largest_query or picks)
@@ -84,7 +84,7 @@ def _bytes_held(on_gpu: bool) -> float:
 
 
 def _peak(on_gpu: bool) -> float:
-    """The most memory that was in use, in megabytes."""
+    """The largest amount of memory that was in use, in megabytes."""
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux: kilobytes

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sources.folder_listing import SPLIT_NAMES
+from data_sources.names import readable
 from data_sources.raw import describe_os_error
-from data_sources.sources import readable
 from errors import UserError
 
 TABLE_SUFFIX = ".csv"

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_sources.folder_tree import Tree, describe_left_out
+from data_sources.names import readable
 from data_sources.raw import UNLABELLED, Notes, describe_os_error
-from data_sources.sources import readable
 from data_sources.splitting import TEST, TRAIN, VALIDATION
 from errors import UserError
 
@@ -53,15 +53,15 @@ class Listing:
 
 def list_images(
     root: Path,
-    class_names: Sequence[str] = (),
     allow_unlabelled: bool = False,
     not_images: Sequence[str] = (),
 ) -> Listing:
     """List the images below `root`.
 
+    The classes are the lines of `root/classes.txt`, in that order, or else the names of the class
+    folders in alphabetical order.
+
     Args:
-        class_names: all classes in the order of their labels. Empty: those of `root/classes.txt`,
-            one a line, or else the names of the class folders in alphabetical order.
         allow_unlabelled: list images without a class too; otherwise they are left out, and a note
             says so.
         not_images: names of files in `root` that serve another purpose.
@@ -77,7 +77,7 @@ def list_images(
         raise UserError(
             f"{where}: cannot be read ({reason}); {root} must hold one folder of images per class"
         ) from error
-    names = tuple(class_names) or _read_class_list(root / CLASS_LIST)
+    names = _read_class_list(root / CLASS_LIST)
     notes = Notes()
     others = [path for path in tree.others if str(path) not in (CLASS_LIST, *not_images)]
     if others:

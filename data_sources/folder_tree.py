@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from data_sources.image_file import SUFFIXES, is_image
-from data_sources.sources import readable
+from data_sources.names import readable
 from errors import UserError
 
 # Besides names that begin with a dot.

@@ -28,6 +28,7 @@ from data_sources.folder_groups import (
 from data_sources.folder_listing import Listing, list_images
 from data_sources.image_cache import cached_images
 from data_sources.image_file import BACKGROUND, MAX_PIXELS, decode
+from data_sources.names import readable
 from data_sources.raw import (
     UNLABELLED,
     Notes,
@@ -36,7 +37,7 @@ from data_sources.raw import (
     check_memory,
     describe_os_error,
 )
-from data_sources.sources import FileSources, readable
+from data_sources.sources import FileSources
 from data_sources.splitting import (
     TEST,
     TRAIN,
@@ -62,13 +63,11 @@ class FolderOptions:
 
     Attributes:
         group_by: which images stay in one split, as `folder_groups` reads it; empty: no groups.
-        class_names: in the order of their labels; empty: classes.txt or the folders' names.
         allow_unlabelled: keep images without a class, with the label -1.
         max_pixels: a larger image is refused before it is decoded.
     """
 
     group_by: str = ""
-    class_names: tuple[str, ...] = ()
     allow_unlabelled: bool = False
     max_pixels: int = MAX_PIXELS
 
@@ -92,7 +91,7 @@ def load(
     """
     root = data_dir / name
     table = (options.group_by,) if is_table(options.group_by) else ()
-    listing = list_images(root, options.class_names, options.allow_unlabelled, table)
+    listing = list_images(root, options.allow_unlabelled, table)
     notes = listing.notes
     grouping = group_images(root, listing.paths, options.group_by) if options.group_by else None
     check_memory(str(root), len(listing.paths), image_size, 3)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from data_sources.names import readable
 
 
 class Sources(Protocol):
@@ -24,14 +25,6 @@ class Sources(Protocol):
 
     def take(self, indices: NDArray[np.int64]) -> Sources:
         """The sources of the images at `indices`, int64 [k], in that order."""
-
-
-def readable(path: str | PurePath) -> str:
-    r"""A path as text that any file or terminal takes.
-
-    Bytes that are not UTF-8 are shown as `\xNN`.
-    """
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)

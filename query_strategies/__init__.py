@@ -1,17 +1,15 @@
-"""Query strategies: which unlabelled images to have labelled next.
+"""Query strategies: which unlabelled images an annotator should label next.
 
 A strategy is a function `(scores, k, generator) -> dataset indices`; `STRATEGIES` names them all.
 
     strategy = get_strategy("margin", prefilter_factor=10)
     indices = strategy.select(scores, 100, generator)  # int64 [min(100, n)], distinct
 
-`class_balanced:NAME` asks any of them for equally many images of every predicted class.
+`class_balanced:NAME` asks any of them for the same number of images of every predicted class.
 
-Seconds in docstrings are CPU time for 4,430 picks out of 90,000 candidates, 2,048 dimensions, 9
-classes, 20 passes, on one core (AMD EPYC, AVX2; 55 GFLOP/s in float32 products), synthetic
-embeddings of the kind a trained network gives (9 clusters, rectified, low rank plus noise).
-`python -m benchmarks.strategy_cost` measures them, and memory, anew; benchmarks/results holds its
-table from a newer core (Zen 4), where no strategy took more than 1.2 GB beyond its scores.
+Every strategy works in bounded memory for 90,000 candidates of 2,048 dimensions.
+`python -m benchmarks.strategy_cost` measures the seconds and the memory that each one takes, and
+benchmarks/results/strategy_cost.csv holds the table.
 """
 
 from __future__ import annotations
@@ -23,7 +21,17 @@ from functools import partial
 
 from torch import Tensor
 
-from . import baseline, diversity, gradient, hybrid, information, typical, uncertainty
+from . import (
+    baseline,
+    disagreement,
+    diversity,
+    gradient,
+    herding,
+    hybrid,
+    information,
+    typical,
+    uncertainty,
+)
 from .balanced import class_balanced
 from .scores import PoolScores
 from .uncertainty import predictive_entropy
@@ -36,8 +44,8 @@ class Strategy:
     """A selection function and which of the scores it reads.
 
     select: (scores, k, generator) -> int64 [min(k, n)], distinct dataset indices out of
-    `scores.candidates`, in order of preference where the strategy has one. The generator lives on
-    the scores' device. Inputs are left as they are.
+    `scores.candidates`, in order of preference where the strategy has one. The generator is on the
+    scores' device. Inputs are not changed.
     stochastic: needs two or more passes in `scores.probabilities`, not a plain softmax.
     prefilter: `select` also takes the keyword `prefilter_factor`.
     largest_query: the most images that it selects at a time; None: any number.
@@ -70,6 +78,13 @@ STRATEGIES: dict[str, Strategy] = {
         labelled_embeddings=True,
         prefilter=True,
     ),
+    "margin_diversity": Strategy(
+        hybrid.margin_diversity,
+        probabilities=True,
+        embeddings=True,
+        labelled_embeddings=True,
+        prefilter=True,
+    ),
     "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
     "badge": Strategy(gradient.badge, probabilities=True, embeddings=True),
     "batch_bald": Strategy(
@@ -93,6 +108,16 @@ STRATEGIES: dict[str, Strategy] = {
     "prob_cover": Strategy(
         typical.prob_cover, probabilities=True, embeddings=True, labelled_embeddings=True
     ),
+    "max_herding": Strategy(herding.max_herding, embeddings=True, labelled_embeddings=True),
+    "u_herding": Strategy(
+        herding.u_herding, probabilities=True, embeddings=True, labelled_embeddings=True
+    ),
+    "tcm": Strategy(typical.tcm, probabilities=True, embeddings=True, labelled_embeddings=True),
+    "drop_query": Strategy(
+        disagreement.drop_query, probabilities=True, embeddings=True, stochastic=True
+    ),
+    "falcun": Strategy(disagreement.falcun, probabilities=True),
+    "epig": Strategy(information.epig, probabilities=True, stochastic=True),
 }
 
 BALANCED = "class_balanced:"
@@ -101,9 +126,9 @@ BALANCED = "class_balanced:"
 def get_strategy(name: str, prefilter_factor: float) -> Strategy:
     """The strategy called `name`, one of `STRATEGIES` or `class_balanced:` and one of them.
 
-    prefilter_factor: bound into the strategies that keep only the prefilter_factor * k most
-    uncertain candidates; the others have no use for it. ValueError names an unknown name, the
-    nearest valid one and all that are allowed.
+    prefilter_factor: for the strategies that keep only the prefilter_factor * k most uncertain
+    candidates; the others ignore it. The ValueError for an unknown name gives the nearest valid
+    name and all that are allowed.
     """
     base = name.removeprefix(BALANCED)
     if base not in STRATEGIES:

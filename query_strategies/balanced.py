@@ -1,4 +1,4 @@
-"""Any strategy, asked for the same number of images from every predicted class."""
+"""Any strategy, applied to each predicted class for the same number of images."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def class_balanced(
     generator: torch.Generator,
     select: Callable[[PoolScores, int, torch.Generator], Tensor],
 ) -> Tensor:
-    """`select` within each predicted class, as many from each as its size allows.
+    """`select` within each predicted class, for the same number of images as far as sizes allow.
 
-    For long-tailed pools, where the best candidates overall are nearly all of the common classes.
-    The class is the likeliest of the mean over passes. Classes too small for an equal share give
-    all they have, and the others share the rest; what cannot be divided goes to the smaller
-    classes. Picks are ordered by their rank within the class.
+    It is meant for long-tailed pools, where nearly all of the best candidates are of the common
+    classes. The predicted class is the likeliest of the mean over passes. A class that is too small
+    for an equal share gives all its images, and the other classes share the rest; a remainder goes
+    to the smaller classes. Picks are ordered by their rank within the class.
 
     As in the class-balanced sampling of Aggarwal et al. 2020, "Active Learning for Imbalanced
     Datasets", predictions stand in for the unknown labels. Cost: that of `select` on each class,
@@ -46,10 +46,10 @@ def equal_shares(sizes: list[int], count: int) -> list[int]:
     """How many to take from groups of these sizes, `count` in all, as evenly as they allow."""
     shares = [0] * len(sizes)
     order = sorted(range(len(sizes)), key=lambda i: sizes[i])
-    for done, i in enumerate(order):
-        # The smaller groups come first, so the floor leaves no more than the larger ones hold;
-        # rounding up gives what cannot be divided to the smaller.
-        fair = -(-count // (len(sizes) - done))
+    for position, i in enumerate(order):
+        # The smaller groups come first, so that the larger ones can hold what is left. Rounding up
+        # gives a remainder to the smaller groups.
+        fair = -(-count // (len(sizes) - position))
         shares[i] = min(sizes[i], fair)
         count -= shares[i]
     return shares

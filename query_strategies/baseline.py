@@ -1,4 +1,4 @@
-"""The baseline every strategy is measured against."""
+"""The baseline of every comparison."""
 
 from __future__ import annotations
 

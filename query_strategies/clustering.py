@@ -36,17 +36,17 @@ def sample_by_distance(
     """k-means++ seeding: positions (int64 [k], distinct), each drawn with probability
     proportional to weight * squared distance to the nearest centre so far.
 
-    nearest: float32 [n], squared distance to the nearest existing centre; None: there is none, and
-    the first pick is `first` (int64 [1]) or, without it, drawn in proportion to the weights alone.
+    nearest: [n], squared distance to the nearest existing centre; None: there is none, and the
+    first pick is `first` (int64 [1]) or, without it, drawn in proportion to the weights alone.
     weights: float32 [n], not negative; None: all one. Where only points of no mass remain (copies
     of centres), the smallest positions among them are taken. k must be at most n.
 
-    Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding". Instead of one
-    pass over the points per centre, many proposals are drawn from the distribution as it stood
-    before, and each is kept with probability (distance now / distance then), which leaves exactly
-    the sequential distribution (rejection, as in Cohen-Addad et al. 2020, "Fast and Accurate
-    k-means++ via Rejection Sampling"). Only distances among the proposals are needed for that;
-    those kept are then applied to all points by one product.
+    Arthur & Vassilvitskii 2007, "k-means++: The Advantages of Careful Seeding". One pass over the
+    points per centre would be slow. So many proposals are drawn at once from the distribution
+    before any of them, and each is kept with probability (distance now / distance then). The result
+    has exactly the sequential distribution (rejection, as in Cohen-Addad et al. 2020, "Fast and
+    Accurate k-means++ via Rejection Sampling"). This needs only the distances among the proposals;
+    one product then applies the kept proposals to all points.
 
     Time O(n k D) multiply-adds, in matrix products; memory of one block beside the points. One
     host synchronisation per batch of proposals, none per centre.
@@ -126,7 +126,7 @@ def lower_to(points: Points, chosen: Tensor, nearest: Tensor) -> None:
 def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """`count` positions, independently, in proportion to `mass` [n] (some of it positive).
 
-    Integer masses, because a floating-point cumulative sum is not the same from run to run on a
+    Masses are rounded to integers, because a cumulative sum of floats differs from run to run on a
     GPU. A point of less than 2^-31 of the largest mass is never drawn.
     """
     steps = (mass.double() / mass.max() * 2**30).round().long().cumsum(dim=0)
@@ -137,7 +137,7 @@ def _draw(mass: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def _accept(
     points: Points, proposals: Tensor, before: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """Which proposals to keep, bool [b]; the first always is.
+    """Which proposals to keep, bool [b]; the first is always kept.
 
     before: their squared distances when they were drawn.
     """
@@ -219,7 +219,7 @@ def _one_run(
         owner[stale], score[stale] = _nearest_centre(points, stale, centres)
         moved_centres = torch.nonzero(moved)[:, 0]
         if len(moved_centres):
-            # The others' own centre is where it was, so only a moved one can now be nearer.
+            # Their own centre has not moved, so only a centre that has moved can now be nearer.
             settled = everything[~own_moved]
             rival, rival_score = _nearest_centre(points, settled, centres[moved_centres])
             nearer = rival_score > score[settled]
@@ -238,8 +238,8 @@ def _one_run(
 def nearest_to_means(owner: Tensor, distance: Tensor, k: int) -> Tensor:
     """One point per cluster, the nearest to its mean: positions int64 [k], distinct.
 
-    Members stand for their own cluster only, so no point can stand for two. For each empty cluster
-    one of the other points is taken, those farthest from their mean first.
+    A point represents its own cluster only, so no point represents two. For each empty cluster one
+    of the remaining points is taken, the farthest from its mean first.
     """
     n = len(owner)
     best = distance.new_full((k,), torch.inf).scatter_reduce(0, owner, distance, "amin")
@@ -283,8 +283,8 @@ def _nearest_centre(points: Points, rows: Tensor, centres: Tensor) -> tuple[Tens
 
 
 def _means(points: Points, owner: Tensor, centres: Tensor, weights: Tensor | None) -> Tensor:
-    """The (weighted) mean of each cluster; where it has no mass its old centre stays."""
-    # Summed in float64: a GPU adds in no fixed order, and this leaves float32 results the same.
+    """The (weighted) mean of each cluster; a cluster without mass keeps its centre."""
+    # The sum is in float64: a GPU adds in no fixed order, and the float32 result is the same.
     sums = torch.zeros_like(centres, dtype=torch.float64)
     mass = sums.new_zeros(len(centres))
     for rows in points.slices(2 * points.embeddings.shape[1]):

@@ -1,15 +1,16 @@
 """Greedy k-center (farthest-first traversal), exact, as a few matrix products.
 
-The textbook greedy reads all n points once per pick: k matrix-vector products, bound by memory
-traffic. Here one product serves many picks, without changing any of them:
+The textbook algorithm reads all n points once per pick: k matrix-vector products, limited by memory
+traffic. Here one product serves many picks, and the picks are the same:
 
 1. The `FRONT` points with the largest score form the front; no point outside scores more than
-   `threshold`. Scores only fall, so the front's best point is the greedy pick as long as its score
-   stays at or above the threshold. Distances inside the front are one small product.
-2. When the front's best falls below it, all picks so far are applied to all points by one product.
-3. A point within half the radius of its nearest centre cannot be nearer to any new centre
-   (triangle inequality: each new centre is at least the radius away from every older one), so it
-   is left out of that product.
+   `threshold`. Scores only fall, so the best point of the front is the greedy pick as long as its
+   score is at or above the threshold. Distances inside the front are one small product.
+2. When the best score of the front falls below the threshold, one product applies all picks so far
+   to all points.
+3. A point within half the radius of its nearest centre cannot be nearer to a new centre (triangle
+   inequality: each new centre is at least the radius away from every older one). That product
+   leaves it out.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ def farthest_first(
 ) -> Tensor:
     """Positions (int64 [k], in order, distinct) that greedily maximise weight * squared distance.
 
-    nearest: float32 [n], squared distance of each point to its nearest existing centre; None:
-    there is none, and the first pick is the point nearest to the origin, which is the mean where
-    `points` are centred on it. weights: float32 [n], positive; None: all one. k must be at most n.
+    nearest: [n], squared distance of each point to its nearest existing centre; None: there is
+    none, and the first pick is the point nearest to the points' centre.
+    weights: float32 [n], positive; None: all one. k must be at most n.
 
-    Ties go to the smaller position as far as float32 rounding of the distances allows. Time
-    O(n k D) multiply-adds at most, in matrix products; memory of one block beside the points. One
-    host synchronisation per product, none per pick.
+    Ties go to the smaller position as far as rounding of the distances allows. Time O(n k D)
+    multiply-adds at most, in matrix products; memory of one block beside the points. One host
+    synchronisation per product, none per pick.
     """
     weights = torch.ones_like(points.squared_norms) if weights is None else weights
     if k == 0:
@@ -49,7 +50,7 @@ def farthest_first(
     while remaining > 0:
         ranked = (nearest * weights).sort(descending=True, stable=True)
         front = ranked.indices[:FRONT].sort().values
-        # Picked points score below zero, so zero also keeps them from being picked again.
+        # Picked points score below zero, so a threshold of zero excludes them.
         threshold = ranked.values[FRONT:][:1].clamp_min(0)
         steps = min(steps, remaining, len(front))
         chosen, scores = _pick_inside(points, front, nearest[front], weights[front], steps)

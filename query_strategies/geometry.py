@@ -140,6 +140,20 @@ def median(embeddings: Tensor) -> Tensor:
     return embeddings[rows].float().median(dim=0).values
 
 
+def of_length_one(embeddings: Tensor) -> Tensor:
+    """Embeddings [n, D] scaled to length 1, in their own precision, whole numbers in float16.
+
+    A row of zeros stays zero.
+    """
+    dtype = embeddings.dtype if embeddings.is_floating_point() else torch.float16
+    scaled = torch.empty(embeddings.shape, dtype=dtype, device=embeddings.device)
+    step = max(1, BLOCK_ELEMENTS // max(1, embeddings.shape[1]))
+    for start in range(0, len(embeddings), step):
+        rows = slice(start, start + step)
+        scaled[rows] = torch.nn.functional.normalize(embeddings[rows].float(), dim=1)
+    return scaled
+
+
 def _evenly_spaced(n: int, count: int, device: torch.device) -> Tensor:
     """At most `count` of the positions 0..n-1, int64, ascending and distinct."""
     count = min(n, count)

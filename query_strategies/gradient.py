@@ -24,7 +24,7 @@ def badge(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     product of two such is the product of the two factors' inner products, so the n x (C * D)
     matrix is never formed. As in the authors' program, the first pick is the largest gradient.
 
-    Cost: `sample_by_distance` with products of D + C columns in place of D: 29 s.
+    Cost: `sample_by_distance` with products of D + C columns in place of D.
     """
     count = pick_count(scores, k)
     mean = required_probabilities(scores).mean(dim=0)

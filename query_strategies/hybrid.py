@@ -1,4 +1,4 @@
-"""Strategies that want their picks both uncertain and different from one another."""
+"""Strategies whose picks are both uncertain and different from one another."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def most_uncertain(
 ) -> tuple[PoolScores, Tensor]:
     """The ceil(prefilter_factor * count) most uncertain candidates, and their uncertainties.
 
-    uncertainty: float [n]. ValueError where prefilter_factor is below 1: too few would remain.
+    uncertainty: float [n]. ValueError where prefilter_factor is below 1.
     """
     if not prefilter_factor >= 1:
         raise ValueError(f"prefilter_factor must be at least 1, not {prefilter_factor}")
@@ -39,9 +39,9 @@ def most_uncertain(
 
 
 def relative_weights(uncertainty: Tensor) -> Tensor:
-    """Uncertainties, none negative, as weights in [1e-6, 1]; all 1 where no candidate has any.
+    """Uncertainties, none negative, as weights in [1e-6, 1]; all 1 where all uncertainties are 0.
 
-    The floor leaves distance to decide among candidates the model is wholly sure of.
+    With the floor, the distance decides among candidates of which the model is entirely sure.
     """
     largest = uncertainty.amax()
     return torch.where(largest > 0, uncertainty / largest, 1.0).clamp(1e-6, 1.0)
@@ -57,18 +57,29 @@ def uncertainty_diversity(
     nearest labelled or already picked image.
 
     The prefilter and the uncertainty weights are those of Zhdanov 2019, "Diverse mini-batch Active
-    Learning", which then runs weighted k-means; D^2 sampling is that algorithm's seeding, and is
-    shown by Ash et al. 2020 (BADGE) to give batches as good as a determinantal point process at any
-    batch size. Being a draw and not a maximum, it does not run after outliers as greedy k-center
-    does. That a cheap diversity step on the uncertain part of the pool is enough at large batches
-    is what Citovsky et al. 2021, "Batch Active Learning at Scale", find. Counting distances to the
-    labelled images keeps one round from repeating the last.
+    Learning", which then runs weighted k-means. D^2 sampling is the seeding of that algorithm. Ash
+    et al. 2020 (BADGE) show that it gives batches as good as a determinantal point process at any
+    batch size. It draws, so it is not attracted to outliers as greedy k-center is. Citovsky et al.
+    2021, "Batch Active Learning at Scale", find that a cheap diversity step on the uncertain part
+    of the pool is enough for large batches. Distances to the labelled images count, so that a round
+    does not repeat the last one.
 
-    Cost: that of `sample_by_distance` for prefilter_factor * k candidates, and their copy: 14 s.
+    Cost: that of `sample_by_distance` for prefilter_factor * k candidates, and a copy of them.
     ValueError where prefilter_factor is below 1.
     """
-    count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
+    return _spread_of_the_uncertain(scores, k, generator, prefilter_factor, uncertainty)
+
+
+def _spread_of_the_uncertain(
+    scores: PoolScores,
+    k: int,
+    generator: torch.Generator,
+    prefilter_factor: float,
+    uncertainty: Tensor,
+) -> Tensor:
+    """D^2 sampling of the most uncertain candidates, weighted with their uncertainty [n]."""
+    count = pick_count(scores, k)
     kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
     if count == 0:
         return kept.candidates
@@ -83,15 +94,27 @@ def uncertainty_diversity(
     return kept.candidates[positions]
 
 
+def margin_diversity(
+    scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float
+) -> Tensor:
+    """`uncertainty_diversity` with 1 - (p1 - p2) in place of the entropy.
+
+    The margin ranks images by the boundary that they are nearest to, where the entropy prefers
+    images that many classes share. Cost: as `uncertainty_diversity`.
+    """
+    uncertainty = margin_uncertainty(required_probabilities(scores))
+    return _spread_of_the_uncertain(scores, k, generator, prefilter_factor, uncertainty)
+
+
 def weighted_k_means(
     scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float
 ) -> Tensor:
-    """k-means of the least certain candidates, each counting by its uncertainty (DBAL).
+    """k-means of the least certain candidates, weighted with their uncertainty (DBAL).
 
     Zhdanov 2019, "Diverse mini-batch Active Learning": the prefilter_factor * k candidates of
     smallest margin are clustered with weights 1 - margin; the candidate nearest to each mean is
-    picked. Cost: `k_means_clusters` of those candidates, 37 s. ValueError where prefilter_factor
-    is below 1.
+    picked. Cost: `k_means_clusters` of those candidates. ValueError where prefilter_factor is
+    below 1.
     """
     count = pick_count(scores, k)
     uncertainty = margin_uncertainty(required_probabilities(scores))
@@ -113,8 +136,8 @@ def cluster_margin(
     prefilter_factor * k candidates of smallest margin, one at random from each cluster in order of
     ascending size, round after round. The paper clusters the whole pool once, hierarchically; here
     the kept candidates are clustered by k-means, into clusters of `MEMBERS_PER_CLUSTER` on average
-    as in the paper, since a hierarchy needs all n^2 distances. Cost: `k_means_clusters` of the kept
-    candidates, 37 s. ValueError where prefilter_factor is below 1.
+    as in the paper, because a hierarchy needs all n^2 distances. Cost: `k_means_clusters` of the
+    kept candidates. ValueError where prefilter_factor is below 1.
     """
     count = pick_count(scores, k)
     uncertainty = margin_uncertainty(required_probabilities(scores))
@@ -132,11 +155,11 @@ def cluster_margin(
 
 
 def coreset_uncertainty(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
-    """Greedy k-center in which a candidate's distance counts times its predictive entropy.
+    """Greedy k-center by distance times predictive entropy.
 
-    The core-set of Sener & Savarese 2018 drawn towards what the model does not know: the product,
-    where Ramalingam et al. 2023, "A Weighted K-Center Algorithm for Data Subset Selection", take a
-    weighted sum of the two objectives, so with no constant to choose. Cost: as `k_center`, 25 s.
+    This is the core-set of Sener & Savarese 2018, weighted towards what the model does not know.
+    Ramalingam et al. 2023, "A Weighted K-Center Algorithm for Data Subset Selection", take a
+    weighted sum of the two objectives; the product needs no constant. Cost: as `k_center`.
     """
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))
@@ -176,7 +199,7 @@ def density_weighted(scores: PoolScores, k: int, generator: torch.Generator) -> 
 def half_and_half(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     """ceil(k / 2) of largest predictive entropy, then k-means representatives of the others.
 
-    Cost: `k_means` for half the picks, and a copy of the other candidates' embeddings: 31 s.
+    Cost: `k_means` for half the picks, and a copy of the other candidates' embeddings.
     """
     count = pick_count(scores, k)
     uncertainty = predictive_entropy(required_probabilities(scores))

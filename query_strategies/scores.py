@@ -1,4 +1,4 @@
-"""What one sweep over the pool yields, and the few helpers every strategy family shares."""
+"""What one sweep over the pool yields, and the helpers that all strategy families share."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class PoolScores:
-    """The unlabelled pool as a strategy sees it; all tensors lie on one device.
+    """The unlabelled pool as a strategy sees it; all tensors are on one device.
 
     candidates: int64 [n], distinct dataset indices of the unlabelled images, ascending.
     probabilities: float32 [T, n, C], T stochastic passes (T = 1: a plain softmax), or None.

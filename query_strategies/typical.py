@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import geometry
 from .clustering import k_means_clusters, rank_within
-from .geometry import Points, nearest_squared_distance, squared_distances
+from .geometry import Points, nearest_squared_distance, of_length_one, squared_distances
 from .scores import (
     PoolScores,
     pick_count,
@@ -15,10 +14,13 @@ from .scores import (
     required_embeddings,
     required_probabilities,
 )
+from .uncertainty import margin
 
 MAX_CLUSTERS = 500
 MIN_CLUSTER = 5
 NEIGHBOURS = 20
+
+LABELS_PER_CLASS = 10  # of tcm
 
 MAX_GRAPH = 20_000
 PURITY = 0.95
@@ -80,6 +82,22 @@ def _typicality(points: Points, owner: Tensor, clusters: int) -> Tensor:
     return typicality
 
 
+def tcm(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
+    """`typiclust` while labels are few, then `margin` (TypiClust, then margin).
+
+    Doucet et al. 2024, "Bridging Diversity and Uncertainty in Active Learning with Self-Supervised
+    Pre-Training" (TCM). Margin takes over once there are `LABELS_PER_CLASS` labels per class.
+    Cost: that of the one or the other.
+    """
+    probabilities = required_probabilities(scores)
+    refuse_nan(probabilities)
+    required_embeddings(scores)
+    labelled = scores.labelled_embeddings
+    few = LABELS_PER_CLASS * probabilities.shape[-1]
+    select = typiclust if labelled is None or len(labelled) < few else margin
+    return select(scores, k, generator)
+
+
 def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     """Greedily the candidates whose balls cover most of the pool that is not covered yet.
 
@@ -102,7 +120,7 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     n = len(scores.candidates)
     if count == 0:
         return scores.candidates[:0]
-    embeddings = _of_length_one(required_embeddings(scores))
+    embeddings = of_length_one(required_embeddings(scores))
     points = Points.of(embeddings)
     shuffled = torch.randperm(n, generator=generator, device=scores.candidates.device)
     radius = _pure_radius(
@@ -114,7 +132,7 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     part = points.beside(embeddings[kept])
     uncovered = torch.ones_like(kept, dtype=torch.bool)
     if scores.labelled_embeddings is not None:
-        labelled = points.beside(_of_length_one(scores.labelled_embeddings))
+        labelled = points.beside(of_length_one(scores.labelled_embeddings))
         uncovered = nearest_squared_distance(part, labelled) >= radius
     graph = torch.empty(len(kept), len(kept), dtype=torch.bool, device=kept.device)
     gains = torch.empty_like(kept)
@@ -136,20 +154,6 @@ def prob_cover(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
     cover = kept[torch.cat(picked)] if picked else kept[:0]
     others = shuffled[~torch.isin(shuffled, cover)]
     return scores.candidates[torch.cat([cover, others])[:count]]
-
-
-def _of_length_one(embeddings: Tensor) -> Tensor:
-    """Embeddings [n, D] scaled to length 1, in their own precision, whole numbers in float16.
-
-    A row of zeros stays zero.
-    """
-    dtype = embeddings.dtype if embeddings.is_floating_point() else torch.float16
-    scaled = torch.empty(embeddings.shape, dtype=dtype, device=embeddings.device)
-    step = max(1, geometry.BLOCK_ELEMENTS // max(1, embeddings.shape[1]))
-    for start in range(0, len(embeddings), step):
-        rows = slice(start, start + step)
-        scaled[rows] = torch.nn.functional.normalize(embeddings[rows].float(), dim=1)
-    return scaled
 
 
 def _pure_radius(

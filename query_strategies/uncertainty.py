@@ -1,7 +1,7 @@
 """Strategies that rank candidates by how unsure the model is, one image at a time.
 
-All cost O(T n C) and well under a second for n = 90,000, T = 20, C = 9 (see `top_k_stable` for
-ties). They look at images singly: near-duplicates are all chosen together.
+All cost O(T n C); `top_k_stable` says who wins ties. They score each image by itself, so they pick
+all near-duplicates of an uncertain image together.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def mutual_information(probabilities: Tensor) -> Tensor:
     Houlsby et al. 2011, "Bayesian Active Learning for Classification and Preference Learning";
     with dropout passes, Gal et al. 2017, "Deep Bayesian Active Learning with Image Data".
     """
-    # One pass at a time: the entropies of all passes at once would double the peak memory.
+    # One pass at a time, because the entropies of all passes would double the peak memory.
     expected = torch.zeros_like(probabilities[0, :, 0])
     for one_pass in probabilities:
         expected += torch.special.entr(one_pass).sum(dim=-1)

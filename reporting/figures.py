@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from data_sources.names import printable
 from reporting.fonts import families
-from reporting.names import printable
 
 # Blue and orange stay apart for people who cannot tell red from green (Okabe & Ito 2008).
 BLUE, ORANGE = "#0072B2", "#D55E00"

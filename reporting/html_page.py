@@ -11,8 +11,8 @@ import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from data_sources.names import printable
 from reporting.galleries import Card
-from reporting.names import printable
 from reporting.tile_sheet import Tile, image_png, tile_image
 
 STYLE = """

@@ -7,7 +7,6 @@ a cluster.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -181,7 +180,7 @@ def _hyperparameters(folder: Path, description: RunDescription) -> Hyperparamete
 def _load_splits(
     path: Path, description: RunDescription, hp: Hyperparameters, data_dir: Path | None
 ) -> Splits:
-    splits = load_data(hp, data_dir)
+    splits = load_data(hp, data_dir, read_only=True)
     fingerprint = splits.fingerprint()
     if fingerprint != description.fingerprint:
         raise UserError(
@@ -232,25 +231,6 @@ def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Ma
             f"best, last, or a round or id that was kept: {known}"
         )
     return dict(matching[0])
-
-
-# --- the command line that the tools share ---------------------------------------------------
-
-
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN, --checkpoint and --data-dir."""
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="run folder, or a checkpoint, downloaded or not"
-    )
-    add_checkpoint_arguments(parser)
-
-
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint and --data-dir."""
-    parser.add_argument(
-        "--checkpoint", default="best", help="best, last, a round, or 4 or more characters of an id"
-    )
-    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
 
 
 def make_output_folder(folder: Path) -> None:

@@ -166,3 +166,72 @@ def mean_cosine(points: Array) -> Array:
         return float(a @ b) / (math.hypot(*a) * math.hypot(*b))
 
     return np.array([sum(cosine(a, b) for b in points) / len(points) for a in points])
+
+
+def unit(points: Array) -> Array:
+    return np.array([point / math.hypot(*point) for point in points])
+
+
+def herding_gains(
+    points: Array, labelled: Array, picked: list[int], radius: float, weights: Array
+) -> Array:
+    """What each vector would add to the weighted similarity to the nearest labelled or picked one.
+
+    The gain of a picked vector is -1.
+    """
+    points, labelled = unit(points), unit(labelled)
+    n = len(points)
+    similarity = [[math.exp(-squared_distance(a, b) / radius**2) for b in points] for a in points]
+    covered = [
+        max(
+            [math.exp(-squared_distance(x, y) / radius**2) for y in labelled]
+            + [similarity[i][j] for j in picked],
+            default=0.0,
+        )
+        for i, x in enumerate(points)
+    ]
+    gains = [
+        sum(weights[i] * max(0.0, similarity[i][j] - covered[i]) for i in range(n))
+        for j in range(n)
+    ]
+    return np.array([-1.0 if j in picked else gain for j, gain in enumerate(gains)])
+
+
+def expected_predictive_gain(probabilities: Array, targets: list[int]) -> Array:
+    """EPIG: mean over targets of the mutual information of two labels, [T, n, C]."""
+    passes, n, classes = probabilities.shape
+    marginal = probabilities.mean(axis=0)
+    values = np.zeros(n)
+    for i in range(n):
+        for target in targets:
+            for y in range(classes):
+                for z in range(classes):
+                    joint = (
+                        sum(
+                            probabilities[t, i, y] * probabilities[t, target, z]
+                            for t in range(passes)
+                        )
+                        / passes
+                    )
+                    apart = marginal[i, y] * marginal[target, z]
+                    values[i] += joint * math.log(joint / apart) / len(targets)
+    return values
+
+
+def falcun_chances(probabilities: Array, k: int, gamma: float) -> dict[tuple[int, ...], float]:
+    """The chance of every ordered k-tuple of picks under FALCUN; probabilities [n, C]."""
+    n = len(probabilities)
+    uncertainty = margins(probabilities[None])
+    chances: dict[tuple[int, ...], float] = {}
+    for order in itertools.permutations(range(n), k):
+        chance, distance = 1.0, uncertainty.copy()
+        for step, choice in enumerate(order):
+            mass = (uncertainty + distance) ** gamma
+            mass[list(order[:step])] = 0
+            chance *= mass[choice] / mass.sum()
+            apart = abs(probabilities - probabilities[choice]).sum(axis=1)
+            distance = np.minimum(distance, apart)
+            distance = distance - distance.min()
+            distance = distance / max(distance.max(), 1e-12)
+        chances[order] = chance
+    return chances

@@ -132,7 +132,7 @@ def test_without_the_data_set(
 ) -> None:  # fmt: skip
     np.savez(tmp_path / "some.npz", images=run.splits.val.images[:9].squeeze(1).numpy())
 
-    def gone(*_: object) -> None:
+    def gone(*_: object, **__: object) -> None:
         raise UserError("the data set is gone; bring it back")
 
     monkeypatch.setattr(reader, "load_data", gone)

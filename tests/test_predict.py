@@ -126,7 +126,7 @@ def test_no_data_set_is_needed(
     np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 20)))
     expected = rows(tmp_path / "a.npz")
 
-    def gone(*_: object) -> Splits:
+    def gone(*_: object, **__: object) -> Splits:
         raise UserError("the data set is gone")
 
     monkeypatch.setattr(reader, "load_data", gone)

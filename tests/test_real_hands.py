@@ -308,7 +308,6 @@ def test_nothing_but_unlabelled_images_and_a_list_of_classes(tmp_path: Path) -> 
     splits = load(tmp_path, allow_unlabelled=True)
     assert splits.class_names == ("cat", "dog", "bird")
     assert [s.labels.unique().tolist() for s in stores(splits)] == [[UNLABELLED]] * 3
-    assert load(tmp_path, allow_unlabelled=True, class_names=("x", "y")).class_names == ("x", "y")
 
 
 def test_a_class_folder_that_is_not_in_the_list(tmp_path: Path) -> None:

@@ -25,8 +25,11 @@ import pip
 import pytest
 from packaging.requirements import Requirement
 
+from data_sources.medmnist_table import medmnist_sets
 from tests.conftest import ROOT
+from training.experiment_config import load
 
+CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 OF_THE_IMAGE = ("torch", "torchvision", "numpy")
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # by the module's name
 SECONDS = 2.0  # the hook's time when nothing is missing
@@ -148,7 +151,7 @@ def test_missing_packages_are_installed_once_and_torch_stays(
     result = source_hook(working_directory, image, wheels)
     assert result.returncode == 0, result.stderr
     (line,) = result.stdout.splitlines()
-    assert line.startswith("startup-hook.sh: the task image lacks ")
+    assert line.startswith("INFO: startup-hook.sh: the task image lacks ")
     assert all(name in line for name in missing_names())
     found = installed(image)
     assert {name: found[name] for name in OF_THE_IMAGE} == {n: version(n) for n in OF_THE_IMAGE}
@@ -179,7 +182,9 @@ def test_the_hook_fails_rather_than_replace_torch(
     assert result.returncode != 0
     assert "the workload runs" not in result.stdout
     assert "conflicting dependencies" in result.stderr
-    assert "Dockerfile" in result.stderr.splitlines()[-1]
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("ERROR: startup-hook.sh: pip failed")
+    assert "Dockerfile" in last
     found = installed(image)
     assert {name: found[name] for name in OF_THE_IMAGE} == {n: version(n) for n in OF_THE_IMAGE}
 
@@ -194,7 +199,7 @@ def test_a_package_that_is_too_old_is_replaced(
     subprocess.run([python, "-m", "pip", "install", *options, "h5py==3.9"], check=True)
     result = source_hook(working_directory, image, wheels)
     assert result.stdout == (
-        "startup-hook.sh: the task image lacks h5py>=3.10; pip installs them now\n"
+        "INFO: startup-hook.sh: the task image lacks h5py>=3.10; pip installs them now\n"
     )
     assert installed(image)["h5py"] == "99.0"
 
@@ -219,15 +224,27 @@ def test_containers_of_one_agent_share_their_downloads(
     assert (agent / "determined_active_learning").stat().st_mode & 0o7777 == 0o1777
 
 
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_shipped_configurations_mount_what_the_hook_links(path: Path) -> None:
+    config = load(path)
+    mounts = {(m["host_path"], m["container_path"]) for m in config.get("bind_mounts", [])}
+    assert mounts <= {("/tmp", "agent_tmp")}
+    dataset = str(config["hyperparameters"]["dataset"])
+    needs_download = dataset in medmnist_sets()
+    assert bool(mounts) == (needs_download or dataset == "digits")
+    assert config["hyperparameters"].get("data_dir", "data") == "data"
+
+
 def test_a_data_folder_of_ones_own_is_left_alone(
     working_directory: Path, image: Path, wheels: Path
 ) -> None:
     (working_directory / "requirements.txt").write_text("")
     for name in ("agent_tmp", "data"):
         (working_directory / name).mkdir()
-    source_hook(working_directory, image, wheels)
+    result = source_hook(working_directory, image, wheels, then="echo $AGENT_FOLDER")
     assert not (working_directory / "data").is_symlink()
-    assert not list((working_directory / "agent_tmp").iterdir())
+    # Trials still see each other.
+    assert result.stdout == f"{working_directory}/agent_tmp/determined_active_learning\n"
 
 
 def test_requirements_name_every_package_that_a_trial_imports() -> None:

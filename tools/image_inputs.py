@@ -22,10 +22,10 @@ from torch import Tensor
 from data_sources import hdf5, image_file
 from data_sources.folder_tree import Tree, describe_left_out
 from data_sources.image_arrays import image_shape, may_hold_images
+from data_sources.names import readable
 from data_sources.npz import read_npz
 from data_sources.raw import describe_os_error
 from data_sources.resizing import resize
-from data_sources.sources import readable
 from errors import UserError
 
 ARRAY_SUFFIXES = {".npz", ".h5", ".hdf5"}

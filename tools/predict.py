@@ -32,7 +32,7 @@ SIZES_SHOWN = 5
 def predict(arguments: argparse.Namespace) -> None:
     """Do what the command line asks for."""
     files = find_inputs(arguments.inputs)
-    run = open_model(arguments.run, arguments.checkpoint)
+    run = open_model(arguments.run, arguments.checkpoint, arguments.data_dir)
     rows, sizes = _rows(run, files)
     if arguments.output is None:
         print(text_table(rows))

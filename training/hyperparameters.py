@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from data_sources.image_file import MAX_PIXELS
 from errors import UserError
 from training.compatibility import check_together
 from training.fields import checked, choice, nearest, number, switch, text
@@ -88,6 +89,21 @@ class Hyperparameters:
         why="As large as the validation split, so that both are equally precise.",
         low=0.01,
         high=0.9,
+        fixed_in_search=True,
+    )
+    group_by: str = text(
+        "",
+        "Which images of `folder:NAME` share a split: a regular expression on their paths, or the "
+        "name of a CSV file in the folder (columns file and group, split or both); empty: none.",
+        why="Only the user knows which images come from one patient or slide.",
+        fixed_in_search=True,
+    )
+    max_pixels: int = number(
+        MAX_PIXELS,
+        "An image file with more pixels is refused before it is decoded.",
+        why="Decoding one then takes a third of a gigabyte and about a second.",
+        low=1,
+        unit="pixels",
         fixed_in_search=True,
     )
 

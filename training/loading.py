@@ -27,6 +27,8 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None, read_only: bool
         split_seed=hp.split_seed,
         validation_fraction=hp.validation_fraction,
         test_fraction=hp.test_fraction,
+        group_by=hp.group_by,
+        max_pixels=hp.max_pixels,
         read_only=read_only,
     )
 

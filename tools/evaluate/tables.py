@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from data_sources.names import printable
 from reporting.files import csv_text
-from reporting.names import padded, printable, shorten
+from reporting.names import padded, shorten
 from reporting.numbers import estimate_text
 from run_folder.reader import Run
 from tools.evaluate.measure import Evaluation, group_accuracies

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
     from training.hyperparameters import Hyperparameters
 
 # Settings that say which data set is meant and how it is read.
-DATA_SETTINGS = ("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction")
+DATA_SETTINGS = (
+    *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction"),
+    "group_by",
+)
 
 
 def explore(arguments: argparse.Namespace) -> None:
@@ -48,7 +51,7 @@ def explore(arguments: argparse.Namespace) -> None:
         splits = run.splits
         default = arguments.run / "exploration"
     elif hp is not None:
-        splits = load_data(hp, arguments.data_dir)
+        splits = load_data(hp, arguments.data_dir, read_only=True)
         default = Path("runs") / f"exploration_{splits.name}"
     else:
         raise UserError("nothing to explore; name a configuration by --config, or a run by --run")

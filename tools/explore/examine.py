@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from data import ImageStore, Splits, channel_histograms
+from data_sources.names import printable
 from reporting.duplicates import MOST_COPIES, Pairs, exact_copies, near_copies
 from reporting.label_errors import suspected_labels
-from reporting.names import printable
 from run_folder.reader import Run
 from training.seeds import make_generator
 

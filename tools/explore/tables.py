@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from data_sources.names import printable
 from reporting.files import csv_text
-from reporting.names import padded, printable, shorten
+from reporting.names import padded, shorten
 from run_folder.reader import Run
 from tools.explore.examine import (
     SPLIT_NAMES,
