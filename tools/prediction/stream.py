@@ -38,6 +38,7 @@ def predict_files(predictor: Predictor, files: Sequence[Path], writer: Writer) -
             model.hp.image_size,
             model.channels,
             model.hp.scoring_batch_size,
+            max_pixels=model.hp.max_pixels,
             on_damage=report,
         ):
             writer.write(predictor.predict(batch))

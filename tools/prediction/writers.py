@@ -10,9 +10,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TextIO
 
+from data_sources.names import printable
 from errors import UserError
 from reporting.files import open_atomically
-from reporting.names import columns, padded, printable
+from reporting.names import columns, padded
 from tools.prediction.predictor import Prediction
 
 COLUMNS = (
