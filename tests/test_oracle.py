@@ -13,6 +13,7 @@ from torch import Tensor
 import model_def
 from active_learning import ActiveLearner, SimulatedOracle
 from data import ImageStore, Splits
+from errors import UserError
 from tests.conftest import ROOT, SMALL, part, small_values
 from training.hyperparameters import Hyperparameters
 from training.label_noise import KINDS, confusion_shares, noisy_labels
