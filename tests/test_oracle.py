@@ -89,7 +89,7 @@ def test_shares_are_those_of_an_obvious_implementation(
 
 def test_confusion_needs_every_class() -> None:
     store = grey_levels([0, 9], [0, 2])
-    with pytest.raises(ValueError, match="an image of every class"):
+    with pytest.raises(UserError, match="image of every class"):
         confusion_shares(store)
 
 

@@ -53,8 +53,8 @@ def confusion_shares(store: ImageStore) -> Tensor:
     if (counts == 0).any():
         absent = store.class_names[int((counts == 0).nonzero()[0])]
         raise UserError(
-            "hyperparameters.label_noise_kind: confusion needs a training image of every class, and "
-            f"{absent!r} has none; set uniform, or add images"
+            "hyperparameters.label_noise_kind: confusion needs a training image of every class, "
+            f"and {absent!r} has none; set uniform, or add images"
         )
     blocks = range(0, len(store), BLOCK)
     sums = torch.zeros(classes, store.images[0].numel(), dtype=torch.float64)
