@@ -6,6 +6,8 @@ Every module raises `UserError` for what the user can mend. Command lines run th
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from collections.abc import Callable
 
@@ -31,6 +33,10 @@ def exit_status(work: Callable[[], int | None], traceback: bool = False) -> int:
     A `UserError` becomes one line on the standard error stream and status 2. Any other exception is
     a bug and keeps its traceback. With `traceback`, a `UserError` keeps its own as well.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that lacks a letter, or a file name that is no UTF-8, must not end the work.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return work() or OK
     except UserError as error:
@@ -40,3 +46,7 @@ def exit_status(work: Callable[[], int | None], traceback: bool = False) -> int:
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output, such as `head`, wants no more. Python must not flush into it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED

@@ -1,12 +1,13 @@
 """How long large sets take to read, the first time and from the cache, and in how much memory.
 
     python -m benchmarks.reading folder --images 59000 --size 64
-    python -m benchmarks.reading hdf5 --images 150000 --size 96
+    python -m benchmarks.reading hdf5 --images 150000 --size 96 [--noise]
 
-Makes up a set in a temporary folder (grey JPEGs in a folder per class, or compressed HDF5 of colour
-images in PatchCamelyon's layout), reads it twice, each time in a process of its own, and takes it
-away. HDF5 is made to be read as a set too large for memory is, whatever memory there is; each image
-is looked at once besides, for the fingerprint.
+Makes up a set in a temporary folder, reads it twice, each time in a process of its own, and removes
+it. A folder holds grey JPEGs, a folder per class; HDF5 holds colour images in PatchCamelyon's
+layout, compressed, or with --noise incompressible, so that the file is as large as its pixels. HDF5
+is read as a set too large for memory is, whatever memory there is. The fingerprint looks at every
+image once more. What it costs at every start to check the content of the source is printed besides.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from data import load_splits
 from data_sources import disk_images
+from data_sources.content import content_hashes
 
 CLASSES = 6
 CHUNK = 64  # images; each is compressed as one
@@ -43,8 +45,8 @@ def make_folder(root: Path, images: int, size: int) -> None:
         Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, quality=80)
 
 
-def make_hdf5(root: Path, images: int, size: int) -> None:
-    """Blocks of eight by eight equal pixels, which deflate to about a twentieth."""
+def make_hdf5(root: Path, images: int, size: int, noise: bool) -> None:
+    """Blocks of eight by eight equal pixels, which deflate to about a twentieth; or all noise."""
     import h5py
 
     rng = np.random.default_rng(0)
@@ -53,11 +55,15 @@ def make_hdf5(root: Path, images: int, size: int) -> None:
             file["y"] = (np.arange(count, dtype=np.uint8) % 2).reshape(-1, 1, 1, 1)
         with h5py.File(root / f"made_up_{split}_x.h5", "w") as file:
             shape = (size, size, 3)
+            packing = None if noise else 1
             data = file.create_dataset(
-                "x", (count, *shape), "u1", chunks=(CHUNK, *shape), compression=1
+                "x", (count, *shape), "u1", chunks=(CHUNK, *shape), compression=packing
             )
             for start in tqdm(range(0, count, CHUNK), desc=f"making {split}", disable=None):
                 n = min(CHUNK, count - start)
+                if noise:
+                    data[start : start + n] = rng.integers(0, 256, (n, *shape), dtype=np.uint8)
+                    continue
                 small = rng.integers(0, 256, (n, size // 8, size // 8, 3), dtype=np.uint8)
                 data[start : start + n] = small.repeat(8, 1).repeat(8, 2)
 
@@ -77,10 +83,15 @@ def read(kind: str, root: Path, size: int) -> None:
     loaded = time.perf_counter() - wall, time.process_time() - cpu
     splits.fingerprint()
     total = time.perf_counter() - wall, time.process_time() - cpu
+    files = sorted(path for path in root.rglob("*.*") if ".cache" not in path.parts)
+    wall, cpu = time.perf_counter(), time.process_time()
+    content_hashes([path for path in files if path.is_file()])
+    checked = time.perf_counter() - wall, time.process_time() - cpu
     images = sum(part.images.nbytes for part in (splits.train, splits.val, splits.test))
     print(
         f"read in {loaded[0]:.1f} s ({loaded[1]:.1f} s of CPU time), with the fingerprint in "
         f"{total[0]:.1f} s ({total[1]:.1f} s); {images / 2**20:.0f} MiB of images, "
+        f"source checked in {checked[0]:.1f} s ({checked[1]:.1f} s); "
         f"largest resident set {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10:.0f} MiB"
     )
 
@@ -91,14 +102,17 @@ def main() -> None:
     parser.add_argument("kind", choices=("folder", "hdf5"))
     parser.add_argument("--images", type=int, default=59_000)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--noise", action="store_true", help="HDF5 that cannot be compressed")
     parser.add_argument("--read", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
         read(arguments.kind, arguments.read, arguments.size)
         return
     with tempfile.TemporaryDirectory() as name:
-        make = make_folder if arguments.kind == "folder" else make_hdf5
-        make(Path(name), arguments.images, arguments.size)
+        if arguments.kind == "folder":
+            make_folder(Path(name), arguments.images, arguments.size)
+        else:
+            make_hdf5(Path(name), arguments.images, arguments.size, arguments.noise)
         for title in ("first time", "from the cache"):
             print(f"{title}: ", end="", flush=True)
             words = [arguments.kind, "--size", str(arguments.size), "--read", name]

@@ -95,32 +95,41 @@ def _from_table(root: Path, paths: Sequence[str], name: str) -> Grouping:
 
 
 def _read_table(table: Path) -> dict[str, tuple[str | None, int | None]]:
-    """Group and split by file."""
+    """Group and split by file. Commas, semicolons or tabs part the columns."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = set(reader.fieldnames or ())
-            if "file" not in columns or not columns & {"group", "split"}:
-                found = ", ".join(sorted(columns)) or "nothing"
-                raise UserError(f"{table}: columns {found}; give file, and group, split or both")
+            header = file.readline()
+            delimiter = max(",;\t", key=header.count)
+            columns = [name.strip(' "\r\n').lower() for name in header.split(delimiter)]
+            if "file" not in columns or not {"group", "split"} & set(columns):
+                raise UserError(
+                    f"{table}: columns {', '.join(columns) or 'nothing'}; give file, and group, "
+                    "split or both"
+                )
             rows: dict[str, tuple[str | None, int | None]] = {}
-            for row in reader:
-                name, split = row["file"], row.get("split")
-                if split is not None and split.lower() not in SPLIT_NAMES:
-                    raise UserError(
-                        f"{table}: line {reader.line_num}: split {split!r}; give train, val or test"
-                    )
-                if name in rows:
-                    raise UserError(
-                        f"{table}: line {reader.line_num}: {name!r} is there twice; remove one line"
-                    )
-                rows[name] = (row.get("group"), SPLIT_NAMES[split.lower()] if split else None)
+            for line, row in enumerate(csv.DictReader(file, columns, delimiter=delimiter), 2):
+                _add_row(rows, row, f"{table}: line {line}")
             return rows
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         reason = describe_os_error(error) if isinstance(error, OSError) else error
         raise UserError(
             f"{table}: cannot be read ({reason}); give a UTF-8 CSV with file, group, split"
         ) from error
+
+
+def _add_row(
+    rows: dict[str, tuple[str | None, int | None]], row: dict[str, str | None], where: str
+) -> None:
+    # Windows writes backslashes.
+    name = readable((row["file"] or "").strip().replace("\\", "/").removeprefix("./"))
+    split = (row.get("split") or "").strip().lower()
+    if "split" in row and split not in SPLIT_NAMES:
+        raise UserError(f"{where}: split {split!r}; give train, val or test")
+    if "group" in row and not (row["group"] or "").strip():
+        raise UserError(f"{where}: no group for {name!r}; give one")
+    if name in rows:
+        raise UserError(f"{where}: {name!r} is there twice; remove one line")
+    rows[name] = (row.get("group"), SPLIT_NAMES[split] if split else None)
 
 
 def _numbered(names: Sequence[str], splits: NDArray[np.int64] | None) -> Grouping:

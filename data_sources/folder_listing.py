@@ -87,13 +87,38 @@ def list_images(
     if not allow_unlabelled:
         listing = _without_unlabelled(root, listing, bool(names))
     if len(listing.class_names) < 2:
-        raise UserError(
-            f"{root}: {len(listing.class_names)} class folders; make one folder of images for each "
-            f"class, or list the classes of unlabelled images in {CLASS_LIST}, one a line"
-        )
+        raise UserError(_too_few_classes(root, listing))
+    _warn_of_similar_names(root, listing)
     if len(listing.paths) == 0:
         raise UserError(f"{root}: no images; put some there")
     return listing
+
+
+def _too_few_classes(root: Path, listing: Listing) -> str:
+    """What to do about a folder with one class or none."""
+    inner = {PurePosixPath(path).parts[1] for path in listing.paths if path.count("/") > 1}
+    count = len(listing.class_names)
+    if count == 1 and len(inner) > 1:
+        return (
+            f"{root}: 1 class folder, {listing.class_names[0]!r}, and folders below it "
+            f"({', '.join(map(readable, sorted(inner)[:_NAMED_AT_MOST]))}); if those are the "
+            "classes, move them up"
+        )
+    return (
+        f"{root}: {count} class folders; make one folder of images for each class, or list the "
+        f"classes of unlabelled images in {CLASS_LIST}, one a line"
+    )
+
+
+def _warn_of_similar_names(root: Path, listing: Listing) -> None:
+    """Say where two classes differ only in case or in spaces, as Cat and cat do."""
+    first: dict[str, str] = {}
+    for name in listing.class_names:
+        other = first.setdefault(" ".join(name.casefold().split()), name)
+        if other != name:
+            listing.notes.warnings.append(
+                f"{root}: {other!r} and {name!r} are two classes; join the folders if they are one"
+            )
 
 
 def _read_class_list(path: Path) -> tuple[str, ...]:
@@ -106,7 +131,7 @@ def _read_class_list(path: Path) -> tuple[str, ...]:
         raise UserError(
             f"{path}: cannot be read ({error}); give a UTF-8 text with one class name a line"
         ) from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(readable(line.strip()) for line in lines if line.strip())
     repeated = [name for name, count in Counter(names).items() if count > 1]
     if len(names) < 2 or repeated:
         problem = f"{repeated[0]!r} stands twice" if repeated else f"{len(names)} class names"

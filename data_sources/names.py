@@ -37,5 +37,9 @@ def _escape(character: str) -> str:
 
 
 def readable(path: str | PurePath) -> str:
-    """A path as text for people, `printable`, which any file or terminal takes."""
-    return printable(os.fspath(path))
+    """A path as text for people, `printable`, which any file or terminal takes.
+
+    Letters with accents are one character each (Unicode's NFC). macOS stores them as two in names
+    of files, where other systems and keyboards give one, and both look the same.
+    """
+    return unicodedata.normalize("NFC", printable(os.fspath(path)))

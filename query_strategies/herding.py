@@ -84,8 +84,8 @@ def _herd(
     """Greedy maximum of the mean over candidates of weight * similarity to the nearest centre.
 
     Centres are the labelled images and the picks. weights: float32 [n]. Returns dataset indices,
-    int64 [count]. The gain of a candidate only falls as picks are added, so candidates are evaluated
-    in the order of their last known gain, and only as far as one could still win.
+    int64 [count]. The gain of a candidate only falls as picks are added. So candidates are
+    evaluated in the order of their last known gain, and only as far as one could still win.
 
     The kernel matrix has at most `MAX_POOL` candidates: a random part of that size stands for a
     larger pool, and further picks than it holds are random. Time O(n'^2 D) for the matrix, n' =

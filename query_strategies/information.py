@@ -104,7 +104,7 @@ def batch_bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor
 def _largest_gain(
     probabilities: Tensor, within: Tensor, weights: Tensor, posterior: Tensor, bounds: Tensor
 ) -> Tensor:
-    """Position (int64 [1]) of the largest gain; lowers `bounds` in place where it computes gains."""
+    """Position (int64 [1]) of the largest gain; lowers `bounds` to gains it computes."""
     order = top_k_stable(bounds, len(bounds))
     configurations, classes = len(weights), probabilities.shape[-1]
     step = max(1, BLOCK_ELEMENTS // (configurations * classes))

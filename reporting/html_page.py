@@ -33,9 +33,11 @@ nav ul { columns: 14em; padding-left: 1.2em; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: #444; padding-bottom: .3em; }
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ccc; }
+td { white-space: nowrap; }
 th { font-weight: 600; }
 tbody th { font-weight: 400; }
-th:first-child, td.name { text-align: left; max-width: 20em; overflow-wrap: anywhere; }
+.name { text-align: left; white-space: normal; min-width: 9em; max-width: 20em;
+  overflow-wrap: break-word; }
 thead th { border-bottom: 2px solid #111; vertical-align: bottom; }
 .interval { color: #444; font-size: .85em; white-space: nowrap; }
 summary { cursor: pointer; color: #00558a; }
@@ -47,9 +49,12 @@ figure { margin: 0; width: 96px; }
 figcaption { font-size: .75em; line-height: 1.25; overflow-wrap: anywhere; }
 @media (max-width: 700px) {
   body { margin: 1em auto; }
-  .plot { max-width: none; width: 700px; }
+  .plot { max-width: none; width: 600px; }
   .plot.narrow { max-width: 100%; width: auto; }
-  .card { width: auto; }
+  th:first-child { position: sticky; left: 0; background: #fff; }
+  .cards { display: block; }
+  .card { width: auto; margin-bottom: 1em; }
+  .row { flex-wrap: wrap; }
 }
 @media print {
   body { font-size: 10.5pt; max-width: none; margin: 0; padding: 0; }
@@ -119,7 +124,9 @@ def plot(png: bytes, alt: str) -> str:
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> str:
     """A table of HTML cells; its first `names` columns are names and stand to the left."""
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
+    head = "".join(
+        f'<th scope="col"{_kind(place, names)}>{cell}</th>' for place, cell in enumerate(header)
+    )
     body = "\n".join(f"<tr>{_cells(row, names)}</tr>" for row in rows)
     return (
         f'<div class="block"><table>\n<thead><tr>{head}</tr></thead>\n'
@@ -129,10 +136,13 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) 
 
 def _cells(row: Sequence[str], names: int) -> str:
     first, *others = row
-    return f'<th scope="row">{first}</th>' + "".join(
-        f'<td class="name">{cell}</td>' if place < names else f"<td>{cell}</td>"
-        for place, cell in enumerate(others, start=1)
+    return f'<th scope="row"{_kind(0, names)}>{first}</th>' + "".join(
+        f"<td{_kind(place, names)}>{cell}</td>" for place, cell in enumerate(others, start=1)
     )
+
+
+def _kind(place: int, names: int) -> str:
+    return ' class="name"' if place < names else ""
 
 
 def details(summary: str, content: str) -> str:

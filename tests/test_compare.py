@@ -19,6 +19,7 @@ from tools.compare import statistics
 from tools.compare.comparison import compare
 from tools.compare.runs import find_runs
 from tools.compare.tables import plus_minus, saving_text
+from tools.evaluate.report import forecast_note
 
 BUDGETS = np.array([100.0, 200.0, 300.0, 400.0])
 
@@ -173,6 +174,15 @@ class TestForecast:
         perfect = forecast(labels, np.ones(4))
         assert perfect is not None
         assert perfect.accuracy == pytest.approx(1 - SMALLEST_ERROR)
+
+    def test_the_report_of_a_run_words_it(self) -> None:
+        rounds = [
+            {"labeled_samples": n, "val_accuracy": 1 - 4 * n**-0.5} for n in (100, 200, 300, 400)
+        ]
+        assert forecast_note(rounds[:3]) == ""
+        assert "100 more labels are expected to change the validation accuracy by +2.1 points" in (
+            forecast_note(rounds)
+        )
 
     def test_noise_widens_the_interval(self) -> None:
         labels = np.arange(100.0, 700.0, 100.0)

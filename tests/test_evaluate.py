@@ -32,7 +32,7 @@ from reporting.intervals import Estimate
 from resnet_custom import ARCHITECTURES, SplitNetwork
 from run_folder.reader import open_run
 from tests.conftest import SHARED_DATA
-from tools import figures
+from tools import readme_figures
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate import report as evaluation_report
 
@@ -228,8 +228,8 @@ class TestCommandLine:
 
 
 def test_figures_of_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(figures, "MAP_POINTS", 20)
-    found = figures.run_figures(open_run(small_run))
+    monkeypatch.setattr(readme_figures, "MAP_POINTS", 20)
+    found = readme_figures.run_figures(open_run(small_run))
     assert set(found) == {"learning_curve", "map", "mistakes"}
     for png in found.values():
         with Image.open(io.BytesIO(png)) as image:

@@ -13,6 +13,7 @@ from torch import Tensor
 import model_def
 from active_learning import ActiveLearner
 from data import ImageStore, Splits
+from errors import UserError
 from reporting.metric_groups import query_metrics
 from tests.conftest import ROOT, SMALL, ask, part, small_values
 from training.hyperparameters import Hyperparameters
@@ -90,7 +91,7 @@ def test_shares_are_those_of_an_obvious_implementation(
 
 def test_confusion_needs_every_class() -> None:
     store = grey_levels([0, 9], [0, 2])
-    with pytest.raises(ValueError, match="an image of every class"):
+    with pytest.raises(UserError, match="image of every class"):
         confusion_shares(store)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import h5py
@@ -14,11 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from data import Splits
 from errors import UserError
-from run_folder import reader
+from reporting.calibration import fit_temperature
 from run_folder.reader import Run, open_model, open_run
+from tests.conftest import ROOT
 from tools import predict
+from tools.image_inputs import ImageBatch
+from tools.prediction import outlier_rule, stream
+from tools.prediction.predictor import Prediction, Predictor
+from tools.prediction.writers import COLUMNS
 from training.inference import query_passes
 
 Predict = Callable[..., list[dict[str, str]]]
@@ -47,8 +53,8 @@ def pictures(run: Run, count: int) -> list[np.ndarray]:
     return [image.squeeze(0).numpy() for image in run.splits.test.images[:count]]
 
 
-def values(rows: list[dict[str, str]]) -> list[tuple[str, str, str]]:
-    return [(row["class"], row["probability"], row["uncertainty"]) for row in rows]
+def values(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [{name: row[name] for name in row if name not in ("image", "size")} for row in rows]
 
 
 def test_arrays_files_and_folders_agree(run: Run, rows: Predict, tmp_path: Path) -> None:
@@ -83,16 +89,59 @@ def test_figures_are_those_of_evaluation_and_query(run: Run, rows: Predict, tmp_
     ]
     assert np.mean(right) == pytest.approx(run.metrics[run.round]["test_accuracy"])
     embeddings = run.inference.embed(run.splits.test.images, "test")
-    probability = run.inference.logits(embeddings).softmax(1).amax(1)
+    val = run.inference.logits(run.inference.embed(run.splits.val.images, "val"))
+    temperature = fit_temperature(val, run.splits.val.labels)
+    probabilities = (run.inference.logits(embeddings) / temperature).softmax(1)
     masks = query_passes(run.hp, run.inference.network, run.seed, run.round + 1).masks
     assert masks.shape == (run.hp.uncertainty_passes, 64)
     passes = torch.stack([run.inference.network.head(embeddings * mask) for mask in masks])
     mean = passes.softmax(2).mean(0)
-    entropy = torch.special.entr(mean).sum(1)
-    for name, expected in (("probability", probability), ("uncertainty", entropy)):
+    expected = {
+        "probability": probabilities.amax(1),
+        "uncertainty": torch.special.entr(mean).sum(1),
+        **{f"probability_{name}": probabilities[:, c] for c, name in enumerate(names)},
+    }
+    for column, numbers in expected.items():
         np.testing.assert_allclose(
-            [float(row[name]) for row in found], expected.detach().numpy(), atol=2e-6
+            [float(row[column]) for row in found], numbers.detach().numpy(), atol=2e-6
         )
+
+
+def test_outliers_are_far_from_all_labelled_images(run: Run, rows: Predict, tmp_path: Path) -> None:
+    np.savez(tmp_path / "val.npz", images=run.splits.val.images.squeeze(1).numpy())
+    noise = torch.randint(0, 256, (50, 8, 8), generator=torch.Generator().manual_seed(0))
+    np.savez(tmp_path / "noise.npz", images=noise.byte().numpy())
+    val, strange = rows(tmp_path / "val.npz"), rows(tmp_path / "noise.npz")
+    flags = [row["outlier"] == "true" for row in val]
+    assert np.mean(flags) == pytest.approx(0.05, abs=0.01)
+    distances = np.array([float(row["outlier_distance"]) for row in val])
+    assert distances[flags].min() > distances[~np.array(flags)].max()
+    assert np.mean([row["outlier"] == "true" for row in strange]) > 0.5
+    labelled = run.inference.embed(run.splits.train.images[run.pool.labelled], "labelled")
+    embeddings = run.inference.embed(run.splits.val.images, "val")
+    nearest = torch.cdist(embeddings.double(), labelled.double()).topk(5, largest=False).values
+    np.testing.assert_allclose(distances, nearest.mean(1), rtol=1e-3)
+
+
+def test_what_the_flag_needs_is_kept_and_made_anew_if_damaged(
+    small_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    for left in copy.glob("outliers_*"):
+        left.unlink()
+    Image.fromarray(pictures(run, 1)[0]).save(tmp_path / "a.png")
+    output = tmp_path / "rows.csv"
+    arguments = [str(copy), str(tmp_path / "a.png"), "--output", str(output)]
+    assert predict.main(arguments) == 0
+    first = output.read_text()
+    (kept,) = copy.glob("outliers_*.safetensors")
+    monkeypatch.setattr(outlier_rule, "open_run", gone)
+    assert predict.main(arguments) == 0
+    assert output.read_text() == first
+    kept.write_bytes(kept.read_bytes()[:100])
+    monkeypatch.undo()
+    assert predict.main(arguments) == 0
+    assert output.read_text() == first
 
 
 def test_output_file_and_what_is_said_of_resizing(
@@ -120,17 +169,90 @@ def test_colour_arrays_of_another_size(run: Run, rows: Predict, tmp_path: Path) 
     assert {row["size"] for row in colour + plain} == {"24x24"}
 
 
-def test_no_data_set_is_needed(
-    small_run: Path, run: Run, rows: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def gone(*_: object) -> Run:
+    raise UserError("the data set is gone")
+
+
+def test_without_the_data_set_only_the_outlier_flag_is_missing(
+    small_run: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    copy = Path(shutil.copytree(small_run, tmp_path / "run"))
+    for left in copy.glob("outliers_*"):
+        left.unlink()
     np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 20)))
-    expected = rows(tmp_path / "a.npz")
+    monkeypatch.setattr(outlier_rule, "open_run", gone)
+    output = tmp_path / "rows.csv"
+    assert predict.main([str(copy), str(tmp_path / "a.npz"), "--output", str(output)]) == 0
+    assert "no outlier flag" in caplog.text
+    with output.open(newline="", encoding="utf-8") as file:
+        found = list(csv.DictReader(file))
+    assert {(row["outlier"], row["outlier_distance"]) for row in found} == {("", "")}
+    assert all(row["uncertainty"] for row in found)
 
-    def gone(*_: object, **__: object) -> Splits:
-        raise UserError("the data set is gone")
 
-    monkeypatch.setattr(reader, "load_data", gone)
-    assert rows(tmp_path / "a.npz") == expected
+def test_json_lines_say_the_same_as_the_csv(
+    small_run: Path, run: Run, rows: Predict, tmp_path: Path
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 12)))
+    output = tmp_path / "rows.jsonl"
+    assert predict.main([str(small_run), str(tmp_path / "a.npz"), "--output", str(output)]) == 0
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    for line, row in zip(lines, rows(tmp_path / "a.npz"), strict=True):
+        assert set(line["probabilities"]) == set(run.class_names)
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-4)
+        for name in ("image", "class", "size"):
+            assert line[name] == row[name]
+        assert line["outlier"] == (row["outlier"] == "true")
+        for name in ("probability", "uncertainty", "outlier_distance"):
+            assert line[name] == pytest.approx(float(row[name]), abs=1e-6)
+
+
+def test_damaged_files_are_listed_and_the_others_classified(
+    small_run: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for number, image in enumerate(pictures(run, 70)):
+        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    for number in (3, 40):
+        whole = (folder / f"{number:02d}.png").read_bytes()
+        (folder / f"{number:02d}.png").write_bytes(whole[: len(whole) - 30])
+    (folder / "broken.npz").write_bytes(b"no archive")
+    before = {file: file.stat().st_mtime_ns for file in folder.iterdir()}
+    output = tmp_path / "rows.csv"
+    arguments = [small_run, folder, folder / "broken.npz", "--output", output]
+    assert predict.main(list(map(str, arguments))) == 1
+    errors = capsys.readouterr().err
+    with output.open(newline="", encoding="utf-8") as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    assert names == [str(folder / f"{n:02d}.png") for n in range(70) if n not in (3, 40)]
+    for name in ("03.png", "40.png", "broken.npz"):
+        assert f"left out: {folder / name}" in errors
+    assert "3 files could not be read" in errors
+    assert {file: file.stat().st_mtime_ns for file in folder.iterdir()} == before
+
+
+def test_rows_are_written_while_images_are_read(run: Run, tmp_path: Path) -> None:
+    """Nothing but the open batch is held: a row has been written when the next batch is read."""
+    for number in range(100):
+        Image.fromarray(pictures(run, 1)[0]).save(tmp_path / f"{number:03d}.png")
+    events: list[str] = []
+
+    class Recorder:
+        def write(self, predictions: Iterable[Prediction]) -> None:
+            events.append(f"{len(list(predictions))} written")
+
+    predictor = Predictor(run, 1.0, None)
+    whole = predictor.predict
+
+    def watched(batch: ImageBatch) -> Iterator[Prediction]:
+        events.append(f"{len(batch.names)} read")
+        return whole(batch)
+
+    predictor.predict = watched  # type: ignore[method-assign]
+    assert stream.predict_files(predictor, sorted(tmp_path.glob("*.png")), Recorder()) == 0
+    assert events == ["32 read", "32 written"] * 3 + ["4 read", "4 written"]
 
 
 def test_a_folder_that_keeps_no_statistics_needs_its_data_set(
@@ -161,11 +283,21 @@ def test_table_on_the_terminal(
     np.savez(tmp_path / "a.npz", images=np.stack(pictures(run, 12)))
     assert predict.main([str(small_run), str(tmp_path / "a.npz")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
-    assert header.split() == list(predict.COLUMNS)
+    assert header.split() == list(COLUMNS)
     assert len({len(line) for line in (header, *lines)}) == 1
     assert [line.split() for line in lines] == [
-        list(row.values()) for row in rows(tmp_path / "a.npz")
+        [row[name] for name in COLUMNS] for row in rows(tmp_path / "a.npz")
     ]
+
+
+def test_output_that_nobody_reads_any_more_ends_the_work(small_run: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((4000, 8, 8), dtype=np.uint8))
+    command = f"{sys.executable} -m tools.predict {small_run} {tmp_path / 'a.npz'} | head -1"
+    done = subprocess.run(
+        command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split() == list(COLUMNS)
+    assert "Traceback" not in done.stderr
 
 
 class TestRefusals:
@@ -177,23 +309,29 @@ class TestRefusals:
         assert captured.err.count("\n") == 1
         return captured.err
 
+    def left_out(self, capsys: pytest.CaptureFixture[str], run: Path, file: Path) -> str:
+        """What is said of the one unreadable file."""
+        assert predict.main([str(run), str(file)]) == 1
+        (line,) = (one for one in capsys.readouterr().err.splitlines() if "left out: " in one)
+        assert str(file) in line
+        return line
+
+    def test_unknown_kind_of_file(
+        self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        (tmp_path / "a.txt").write_bytes(b"text")
+        assert "not a kind of file" in self.refused(capsys, small_run, tmp_path / "a.txt")
+
     @pytest.mark.parametrize(
-        ("name", "content", "said"),
-        [
-            ("a.png", b"no image", "unusable image"),
-            ("a.npz", b"no archive", "not a whole .npz"),
-            ("a.h5", b"no HDF5", "cannot be read"),
-            ("a.txt", b"text", "not a kind of file"),
-        ],
+        ("name", "reason"),
+        [("a.png", "unusable image"), ("a.npz", "not a whole .npz"), ("a.h5", "cannot be read")],
     )
     def test_unreadable_files(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-        name: str, content: bytes, said: str,
+        name: str, reason: str,
     ) -> None:  # fmt: skip
-        (tmp_path / name).write_bytes(content)
-        message = self.refused(capsys, small_run, tmp_path / name)
-        assert said in message
-        assert str(tmp_path / name) in message
+        (tmp_path / name).write_bytes(b"nothing of the kind")
+        assert reason in self.left_out(capsys, small_run, tmp_path / name)
 
     def test_nothing_there(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -205,15 +343,15 @@ class TestRefusals:
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8)))
-        assert "as uint8" in self.refused(capsys, small_run, tmp_path / "a.npz")
+        assert "as uint8" in self.left_out(capsys, small_run, tmp_path / "a.npz")
         np.savez(tmp_path / "b.npz", images=np.zeros((2, 8, 8, 4), dtype=np.uint8))
-        assert "4 channels" in self.refused(capsys, small_run, tmp_path / "b.npz")
+        assert "4 channels" in self.left_out(capsys, small_run, tmp_path / "b.npz")
 
     def test_floating_point(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         Image.fromarray(np.full((9, 9), 0.5, dtype=np.float32)).save(tmp_path / "a.tif")
-        assert "8 bits" in self.refused(capsys, small_run, tmp_path / "a.tif")
+        assert "8 bits" in self.left_out(capsys, small_run, tmp_path / "a.tif")
 
     def test_output_into_no_folder(
         self, small_run: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]

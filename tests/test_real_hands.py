@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import resource
 import struct
+import unicodedata
 import zlib
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,15 @@ def test_groups_that_cannot_be_used(tmp_path: Path, group_by: str, message: str)
     assert message in refusal(tmp_path, group_by=group_by)
 
 
+def test_a_table_as_a_spreadsheet_on_windows_writes_it(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", count=6)
+    rows = [f"{c}\\{number}.png;p{number}" for c in "ab" for number in range(6)]
+    table = "\r\n".join(["File;Group", *rows, ""]).encode("utf-8-sig")
+    (tmp_path / "set" / "groups.csv").write_bytes(table)
+    splits = load(tmp_path, group_by="groups.csv")
+    assert "6 groups" in splits.notes.facts[-1]
+
+
 # --- where an image came from ---------------------------------------------------------------------
 
 
@@ -316,6 +326,30 @@ def test_a_class_folder_that_is_not_in_the_list(tmp_path: Path) -> None:
     assert "folder 'a' is not in the list of classes" in refusal(tmp_path)
     (tmp_path / "set" / "classes.txt").write_text("a\nb\na\n")
     assert "'a' stands twice" in refusal(tmp_path)
+
+
+def test_accents_as_macos_stores_them(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "café")
+    class_folders(tmp_path / "set", names="a")
+    for number in range(10):
+        save(tmp_path / "set" / decomposed / f"{number}.png", 600 + number)
+    (tmp_path / "set" / "classes.txt").write_text("café\na\n", encoding="utf-8")
+    splits = load(tmp_path)
+    assert splits.class_names == ("café", "a")
+    assert "café/3.png" in all_files(splits)
+
+
+def test_classes_that_differ_in_case_or_spaces_only(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set", names="ab")
+    for number in range(10):
+        save(tmp_path / "set" / "B " / f"{number}.png", 600 + number)
+    (warning,) = load(tmp_path).notes.warnings
+    assert "'B ' and 'b' are two classes" in warning
+
+
+def test_a_folder_around_the_class_folders(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set" / "images")
+    assert "folders below it (a, b); if those are the classes, move them up" in refusal(tmp_path)
 
 
 # --- small and empty classes ----------------------------------------------------------------------

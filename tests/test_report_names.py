@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from data_sources.names import printable
 from reporting import fonts, prediction_figures, tile_sheet
 from reporting.figures import learning_curve, png
 from reporting.files import csv_text
@@ -22,7 +23,7 @@ from reporting.galleries import Card
 from reporting.html_page import cards, page, table
 from reporting.html_page import name as html_name
 from reporting.intervals import Estimate
-from reporting.names import columns, padded, printable, shorten, wrapped
+from reporting.names import columns, padded, shorten, wrapped
 
 NAMES = (
     "US$_$tile", "a|b", "_hidden", "肺癌", "שלום עולם", "سرطان الرئة", "x" * 300, "100% {x}",

@@ -15,9 +15,6 @@ import sys
 from pathlib import Path
 
 from errors import DownloadError
-from training.experiment_config import load
-from training.hyperparameters import Hyperparameters
-from training.loading import load_data
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHMNIST, DIGITS = Path("configs/quick.yaml"), Path("configs/digits.yaml")
@@ -29,6 +26,10 @@ def missing_data(config: Path, data_dir: Path) -> str | None:
     Raises:
         UserError: they are there and unusable, which the user has to know.
     """
+    from training.experiment_config import load
+    from training.hyperparameters import Hyperparameters
+    from training.loading import load_data
+
     hp = Hyperparameters.from_mapping(load(config)["hyperparameters"])
     try:
         load_data(hp, data_dir)

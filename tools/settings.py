@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from reporting.files import write_atomically
-from training.fields import TYPE_NAMES, range_text
-from training.hyperparameters import Hyperparameters
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 INTRODUCTION = """# Settings
@@ -35,6 +33,8 @@ HEADER = """| name | default | value | unit | what it does | why this default | 
 
 def settings_page() -> str:
     """The text of docs/settings.md."""
+    from training.hyperparameters import Hyperparameters
+
     parts = [INTRODUCTION]
     for field in dataclasses.fields(Hyperparameters):
         if field.name in Hyperparameters.SECTIONS:
@@ -44,6 +44,8 @@ def settings_page() -> str:
 
 
 def _row(field: dataclasses.Field[Any]) -> str:
+    from training.fields import TYPE_NAMES, range_text
+
     metadata = field.metadata
     default = str(field.default).lower() if field.type == "bool" else str(field.default)
     if "allowed" in metadata:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from data import ImageStore, release
+from errors import UserError
 from training.seeds import make_generator
 
 KINDS = ("uniform", "confusion")
@@ -45,12 +46,16 @@ def confusion_shares(store: ImageStore) -> Tensor:
     which only the oracle knows, but no trained network and no other split.
 
     Raises:
-        ValueError: a class has no image and therefore no mean.
+        UserError: a class has no image and therefore no mean.
     """
     classes = store.num_classes
     counts = torch.bincount(store.labels.cpu(), minlength=classes)
     if (counts == 0).any():
-        raise ValueError("label_noise_kind confusion needs an image of every class in the pool")
+        absent = store.class_names[int((counts == 0).nonzero()[0])]
+        raise UserError(
+            "hyperparameters.label_noise_kind: confusion needs a training image of every class, "
+            f"and {absent!r} has none; set uniform, or add images"
+        )
     blocks = range(0, len(store), BLOCK)
     sums = torch.zeros(classes, store.images[0].numel(), dtype=torch.float64)
     for start in blocks:

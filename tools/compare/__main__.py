@@ -18,22 +18,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import UserError, exit_status
-from reporting.files import write_atomically
-from tools.compare.comparison import compare
-from tools.compare.figures import comparison_figure
-from tools.compare.page import html_page
-from tools.compare.runs import find_runs
-from tools.compare.tables import (
-    accuracy_table,
-    comparison_csv,
-    forecast_table,
-    markdown,
-    saving_table,
-)
 
 
 def write_comparison(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Compare the runs, print the tables and write the files."""
+    from reporting.files import write_atomically
+    from tools.compare.comparison import compare
+    from tools.compare.figures import comparison_figure
+    from tools.compare.page import html_page
+    from tools.compare.runs import find_runs
+    from tools.compare.tables import (
+        accuracy_table,
+        comparison_csv,
+        forecast_table,
+        markdown,
+        saving_table,
+    )
+
     comparison = compare(find_runs(arguments.runs), arguments.baseline)
     output: Path = arguments.output
     try:
@@ -57,7 +58,9 @@ def write_comparison(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.compare", description=__doc__.splitlines()[0]
+    )
     parser.add_argument(
         "runs", nargs="+", type=Path, metavar="RUN", help="a run, a checkpoint or a folder of them"
     )

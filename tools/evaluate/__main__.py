@@ -4,9 +4,10 @@
                                  [--group-by EXPRESSION_OR_CSV] [--output-dir DIR]
 
 The files go into RUN/evaluation_SPLIT_CHECKPOINT unless --output-dir says otherwise. Figures of
-the test split are for reporting; choose between runs by the validation split. With --group-by, a
-regular expression on file names or a CSV file in the data set's folder, images of one patient or
-slide count together in the intervals, and each group has its accuracy.
+the test split are for reporting; choose between runs by the validation split. Images of one
+patient or slide count together in the intervals, and each group has its accuracy, where the run's
+setting group_by says which they are, or --group-by: a regular expression on file names, or a CSV
+file in the data set's folder.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     run = open_run(arguments.run, arguments.checkpoint, arguments.data_dir)
     make_output_folder(folder)
-    evaluation = evaluate_split(run, arguments.split, arguments.group_by)
+    group_by = run.hp.group_by if arguments.group_by is None else arguments.group_by
+    evaluation = evaluate_split(run, arguments.split, group_by)
     print(text_table(run, evaluation))
     numbers = json.dumps(report(run, evaluation), indent=2, allow_nan=False)
     write_atomically(folder / "report.json", numbers + "\n")
@@ -55,7 +57,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--split", choices=SPLITS, default="val")
     parser.add_argument(
         "--group-by",
-        default="",
         metavar="GROUPS",
         help="expression or CSV: images that belong together",
     )

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from reporting import prediction_figures as figures
 from reporting.figures import learning_curve
+from reporting.forecast import forecast
 from reporting.galleries import CLASSES, Predictions, attention, mistakes
 from reporting.html_page import bullets, cards, details, name, note, page, plot, table
 from reporting.intervals import Estimate
@@ -171,8 +173,20 @@ def _learning_curves(run: Run, rounds: Sequence[Mapping[str, float]]) -> str:
             learning_curve(rounds, run.path.name),
             f"Accuracy and AUC against labelled images. {_course(rounds)}",
         )
+        + forecast_note(rounds)
         + _rounds_table(rounds, columns)
     )
+
+
+def forecast_note(rounds: Sequence[Mapping[str, float]]) -> str:
+    """What more labels would gain, as HTML; empty after too few rounds for a forecast."""
+    labels, accuracy = (
+        np.array([row[column] for row in rounds]) for column in ("labeled_samples", "val_accuracy")
+    )
+    expected = forecast(labels, accuracy)
+    if expected is None:
+        return ""
+    return note(f"{expected.text()}. This continues a power law through the last rounds.")
 
 
 def _course(rounds: Sequence[Mapping[str, float]]) -> str:

@@ -1,0 +1,1 @@
+"""What `tools.predict` is made of: predictor, stream of files, writers."""
