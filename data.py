@@ -219,15 +219,15 @@ def load_splits(
 
 
 def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel of uint8 [N, C, H, W] images scaled to [0, 1].
+    """Mean and standard deviation of each channel of uint8 [N, C, H, W] images, scaled to [0, 1].
 
-    Two float32 [C] tensors on the images' device, from exact histograms gathered block by block.
-    The deviation of a channel that is the same everywhere (an unused stain, say) is given as 1,
-    so that normalising turns it into zeros and not into NaN.
+    Two float32 [C] tensors on the images' device, computed from exact histograms, block by block.
+    A channel that is the same everywhere (an unused stain, say) gets the deviation 1, so that
+    normalising gives zeros and not NaN.
     """
     if images.numel() == 0:
-        raise UserError("channel_statistics: no images; give at least one")
-    # float64 on the CPU, as some accelerators lack the type; 256 numbers a channel cost nothing.
+        raise ValueError("channel_statistics needs at least one image")
+    # In float64 on the CPU, because some accelerators lack the type.
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = torch.zeros(2, images.shape[1])
     for channel, histogram in enumerate(channel_histograms(images).cpu()):
@@ -240,9 +240,9 @@ def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_histograms(images: Tensor) -> Tensor:
-    """How often each value 0 to 255 occurs in each channel of uint8 [N, C, H, W]: int64 [C, 256].
+    """How often each value from 0 to 255 occurs in each channel of uint8 [N, C, H, W] images.
 
-    On the images' device, gathered block by block.
+    Returns int64 [C, 256] on the images' device, computed block by block.
     """
     histograms = torch.zeros(images.shape[1], 256, dtype=torch.int64, device=images.device)
     block = max(1, STATISTICS_BLOCK_BYTES // images[0].numel())
@@ -256,15 +256,15 @@ def channel_histograms(images: Tensor) -> Tensor:
 def normalise(
     images: Tensor, mean: Tensor, std: Tensor, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """uint8 [B, C, H, W] images as `(images / 255 - mean) / std` of type `dtype`.
+    """uint8 [B, C, H, W] images as `(images / 255 - mean) / std`, of type `dtype`.
 
-    Computed in float32 where the images are, in their memory format. `mean` and `std` are [C], in
-    the units of `channel_statistics`; keep them on the images' device to avoid a copy per batch.
+    Computed in float32 on the images' device and in their memory format. `mean` and `std` are [C],
+    in the units of `channel_statistics`; keep them on that device to avoid a copy per batch.
     """
     if images.dtype != torch.uint8:
-        raise UserError(f"normalise: images are {images.dtype}; give uint8, normalised once only")
+        raise ValueError(f"normalise takes uint8 images, not {images.dtype}")
     mean, std = (value.to(images.device, torch.float32).view(-1, 1, 1) for value in (mean, std))
-    # One multiply and one add in place on the fresh float copy, in place of two divisions.
+    # On the fresh float copy, one multiplication and one subtraction instead of two divisions.
     return images.to(torch.float32).mul_(1 / (255 * std)).sub_(mean / std).to(dtype)
 
 
@@ -279,8 +279,8 @@ def _checked(raw: RawSplits, image_size: int, allow_unlabelled: bool) -> Splits:
         channels = images.shape[1]
         stores[name] = ImageStore(images, labels, raw.class_names, split.sources)
     if len(raw.class_names) < 2:
-        found = ", ".join(map(repr, raw.class_names))
-        raise UserError(f"{raw.name}: {len(raw.class_names)} class ({found}); give two or more")
+        names = ", ".join(map(repr, raw.class_names))
+        raise UserError(f"{raw.name}: {len(raw.class_names)} class ({names}); give two or more")
     _check_classes(raw, stores)
     return Splits(raw.name, **stores, notes=raw.notes)
 

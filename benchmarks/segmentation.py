@@ -36,7 +36,7 @@ from segmentation.cells import Cell
 from segmentation.reading import find_files, read
 from segmentation.stain import optical_density
 
-IMAGES = 50  # per kind of drawn smear
+IMAGES = 40  # per kind of drawn smear
 ESTIMATED_FROM = 20
 COLUMNS = (
     *("images", "seed", "number", "mode", "cells", "found", "regions"),

@@ -43,7 +43,7 @@ CYTOPLASM = {
     "eosinophil": np.array([0.12, 0.34, 0.26]),
 }
 WHITE_POINT = np.array([205.0, 211.0, 207.0])  # of the light between the cells
-WHITE_TO_RED = 1.75  # diameter of a white cell over that of a red cell
+WHITE_TO_RED = 1.9  # diameter of a white cell over that of a red cell
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Download one file once per machine: locked, MD5-checked, never seen half-written."""
+"""Downloads a file once per machine: under a lock, MD5-checked, and never visible half-written."""
 
 from __future__ import annotations
 
@@ -16,17 +16,19 @@ from tqdm import tqdm
 from data_sources.raw import describe_os_error
 from errors import DownloadError
 
-CONNECT_SECONDS = 10  # also the longest silence allowed between two reads
-LOCK_SECONDS = 3600  # another process may be fetching a large file over a slow line
+CONNECT_SECONDS = 10  # also the longest silence between two reads
+LOCK_SECONDS = 3600  # another process may be downloading a large file over a slow line
 BLOCK_BYTES = 1 << 20
 
 logger = logging.getLogger(__name__)
 
 
 def download_once(url: str, md5: str, target: Path) -> None:
-    """Fetch `url` to `target` unless it is there by the time this process holds the lock.
+    """Download `url` to `target`, unless another process has done so before.
 
-    Raises DownloadError, within seconds when there is no network, saying what to fetch by hand.
+    Raises:
+        DownloadError: the file cannot be downloaded or saved, or is not the one of that `md5`. It
+            comes within seconds where there is no network, and says what to download by hand.
     """
     by_hand = f"download {url} by hand and save it as {target}"
     try:
@@ -41,7 +43,7 @@ def download_once(url: str, md5: str, target: Path) -> None:
             f"{error.lock_file}: held by another process for over {LOCK_SECONDS} s; "
             f"end that process, or {by_hand}"
         ) from error
-    # NotImplementedError: the file system has no locks. ValueError: not the file we asked for.
+    # NotImplementedError: the file system has no locks. ValueError: another file was served.
     except (OSError, http.client.HTTPException, NotImplementedError, ValueError) as error:
         raise DownloadError(
             f"{target}: could not be downloaded ({_why(error)}); {by_hand}"
@@ -58,8 +60,8 @@ def _why(error: Exception) -> str:
 
 def _fetch(url: str, md5: str, target: Path) -> None:
     logger.info("downloading %s to %s", url, target)
-    # The name is fixed because the lock makes this the only writer: what a killed process left
-    # behind is overwritten, and is never taken for the file itself.
+    # The lock makes this the only writer, so the name can be fixed: what a killed process left is
+    # overwritten, and is never taken for the file itself.
     partial = target.with_name(f".{target.name}.part")
     digest = hashlib.md5(usedforsecurity=False)
     request = urllib.request.Request(url, headers={"User-Agent": "Mozilla/5.0"})
@@ -86,7 +88,7 @@ def _fetch(url: str, md5: str, target: Path) -> None:
         if received < expected:
             raise ValueError(f"the connection closed after {received} of {expected} bytes")
         if digest.hexdigest() != md5:
-            raise ValueError(f"MD5 of the file served is {digest.hexdigest()}, expected {md5}")
+            raise ValueError(f"the file served has MD5 {digest.hexdigest()}, expected {md5}")
         partial.replace(target)
     finally:
         partial.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Any 2-D MedMNIST set (https://medmnist.com), from its .npz file: found in a folder or downloaded.
+"""Any 2-D MedMNIST set (https://medmnist.com), from its .npz file, downloaded where it is missing.
 
-The arrays are read directly: medmnist's own classes assert the official image counts, which a
-subset or another split of the same images does not have.
+The arrays are read directly. The classes of the package medmnist assert the official image counts,
+which a subset or another split of the same images does not have.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ SPLITS = ("train", "val", "test")
 def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplits:
     """MedMNIST set `flag` from `data_dir/<flag>.npz` (28x28) or `data_dir/<flag>_64.npz`.
 
-    A file that is there is taken as it is; only a download is held to the official MD5.
+    A file that is already there is used as it is. Only a download must have the official MD5.
+
+    Raises:
+        UserError: no such set or size, or its file is missing or damaged.
     """
     info = _info(flag)
     if image_size not in FILE_SUFFIX:
@@ -57,7 +60,11 @@ def load(flag: str, data_dir: Path, image_size: int, download: bool) -> RawSplit
 
 
 def _info(flag: str) -> dict[str, Any]:
-    """medmnist's entry for `flag`, refused where images or labels are of another kind."""
+    """The table's entry for `flag`.
+
+    Raises:
+        UserError: there is none, or its images or labels are of a kind that is not supported.
+    """
     sets = medmnist_sets()
     usable = sorted(
         name
@@ -79,7 +86,11 @@ def _info(flag: str) -> dict[str, Any]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether `path` is there. Raises UserError where its folder cannot serve at all."""
+    """Whether the file exists.
+
+    Raises:
+        UserError: its folder is a file or cannot be read.
+    """
     try:
         if path.parent.exists() and not path.parent.is_dir():
             raise UserError(f"data_dir: {path.parent} is a file; give a folder")

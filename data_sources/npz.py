@@ -1,4 +1,4 @@
-"""Read arrays from an .npz that may be damaged or hostile: no pickles, no zip bombs."""
+"""Reads arrays from an .npz that may be damaged or hostile: no pickles, no zip bombs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,15 @@ from errors import UserError
 
 
 def read_npz(path: Path, keys: Iterable[str] | None, remedy: str) -> dict[str, NDArray[np.generic]]:
-    """The arrays `keys` of the .npz at `path`, or all for None, whatever their dtypes and shapes.
+    """The arrays `keys` of the .npz at `path`, of any dtype and shape; all of them for None.
 
-    `remedy` ends each message, as only the caller knows where a good file comes from.
-    Raises UserError, naming file and key, for anything that cannot be read.
+    Args:
+        path: of the file.
+        keys: names of arrays.
+        remedy: the end of each message; only the caller knows where a good file comes from.
+
+    Raises:
+        UserError: the file or an array cannot be read; the message names file and key.
     """
     try:
         with path.open("rb") as file:
@@ -48,9 +53,9 @@ def _read_archive(
             )
         missing = [key for key in keys if f"{key}.npy" not in members]
         if missing:
-            found = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])
+            present = ", ".join(sorted(name.removesuffix(".npy")[:40] for name in members)[:12])
             raise UserError(
-                f"{path}: lacks {', '.join(missing)} (found: {found or 'nothing'}); {remedy}"
+                f"{path}: lacks {', '.join(missing)} (found: {present or 'nothing'}); {remedy}"
             )
         arrays = {}
         left = MAX_ARRAY_BYTES
@@ -58,8 +63,8 @@ def _read_archive(
             try:
                 arrays[key] = _read_member(archive, archive.getinfo(f"{key}.npy"), left)
                 left -= arrays[key].nbytes
-            # Decompression and numpy's header parser raise a dozen types on bad bytes; what a
-            # user needs to know is the same for all of them.
+            # Decompression and numpy's header parser raise a dozen types on bad bytes. The user
+            # needs to know the same about all of them.
             except Exception as error:
                 raise UserError(f"{path}: {key} {_line(error)}; {remedy}") from error
     return arrays
@@ -68,9 +73,9 @@ def _read_archive(
 def _read_member(
     archive: zipfile.ZipFile, member: zipfile.ZipInfo, limit: int
 ) -> NDArray[np.generic]:
-    """One array of `limit` bytes at most.
+    """One array of at most `limit` bytes.
 
-    All that its header claims is checked before a byte of it is decompressed.
+    Everything that its header claims is checked before any of it is decompressed.
     """
     with archive.open(member) as stream:
         # Later versions are for record types only, and let a header itself claim 4 GB.

@@ -12,12 +12,12 @@ from errors import UserError
 
 UNLABELLED = -1  # label of an image whose class nobody has said yet
 
-# Far above any set this package is meant for (PatchCamelyon at 96x96, the largest, has 7.2 GB),
-# far below what a forged header can claim.
+# More than the largest set that this package is meant for (PatchCamelyon at 96x96 has 7.2 GB), and
+# far less than a forged header can claim.
 MAX_ARRAY_BYTES = 8 * 2**30
-# Images that anyone has looked at never shrink to so little; what does is made to fill memory.
+# Real images never shrink by this factor; a file that does is made to fill memory.
 BOMB_RATIO = 400
-BOMB_BYTES = 2**28  # below which it does no harm
+BOMB_BYTES = 2**28  # fewer do no harm
 
 
 @dataclass
@@ -60,12 +60,12 @@ class RawSplits:
 
 
 def describe_os_error(error: OSError) -> str:
-    """`error` in one line, without the file name that the caller's message gives already."""
+    """`error` in one line, without the file name, which the caller's message gives."""
     return error.strerror or " ".join(str(error).split()) or type(error).__name__
 
 
 def check_memory(where: str, count: int, image_size: int, channels: int) -> None:
-    """Raise UserError where so many images of that size are more than one array may hold."""
+    """Raise UserError if `count` images of that size are more than one array may hold."""
     needed = count * image_size * image_size * channels
     if needed > MAX_ARRAY_BYTES:
         raise UserError(

@@ -22,7 +22,7 @@ from segmentation.stain import nuclear_stain
 Mask = NDArray[np.bool_]
 Labels = NDArray[np.int32]
 
-WHITE_TO_RED = 1.75  # diameter of a white cell over that of a red cell, as in BCCD's boxes
+WHITE_TO_RED = 1.9  # diameter of a white cell, as in BCCD's boxes, over that of a lone red cell
 
 # Floors of the thresholds, which otherwise split the noise of an image without cells.
 NUCLEUS_FLOOR = 0.2  # amount of nuclear stain
@@ -30,9 +30,10 @@ DENSITY_FLOOR = 0.06  # mean optical density
 PHASE_FLOOR = 0.3  # radians
 
 SMOOTHING = 0.03  # sigma, in diameters
-CLOSING = 0.08  # joins the lobes of a nucleus across gaps of up to twice this, in diameters
+CLOSING = 0.12  # joins the lobes of a nucleus across gaps of up to twice this, in diameters
 SMALLEST_NUCLEUS = 0.1  # area, in squared diameters; platelets and specks are smaller
 CYTOPLASM = 0.2  # its width around a nucleus, in diameters
+EDGE_SHARE = 0.5  # of that area suffices at the edge of the image, which cuts cells
 LONGEST_NUCLEUS = 1.25  # side of the box, in diameters; longer ones are several cells that touch
 SMALLEST_CELL = 0.25  # area, in squared diameters; a disc has 0.79
 LONE_CELL_PIXELS = 50  # smaller regions are noise
@@ -188,11 +189,16 @@ def _split(mask: Mask, diameter: float) -> Labels:
 
 
 def _cells(regions: Labels, kind: str, smallest: float) -> list[Cell]:
-    """A cell for each region of at least `smallest` pixels, from top to bottom."""
+    """A cell for each region of at least `smallest` pixels, from top to bottom.
+
+    Half of that suffices at the edge of the image.
+    """
+    height, width = regions.shape
     cells = []
     for region in regionprops(regions):
-        if region.area >= smallest:
-            top, left, bottom, right = region.bbox
+        top, left, bottom, right = region.bbox
+        is_cut = top == 0 or left == 0 or bottom == height or right == width
+        if region.area >= smallest * (EDGE_SHARE if is_cut else 1):
             y, x = region.centroid
             cells.append(Cell(kind, (left, top, right, bottom), int(region.area), (x, y)))
     return sorted(cells, key=lambda cell: (cell.box[1], cell.box[0]))

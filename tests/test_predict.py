@@ -251,7 +251,8 @@ def test_rows_are_written_while_images_are_read(run: Run, tmp_path: Path) -> Non
         return whole(batch)
 
     predictor.predict = watched  # type: ignore[method-assign]
-    assert stream.predict_files(predictor, sorted(tmp_path.glob("*.png")), Recorder()) == 0
+    files = sorted(tmp_path.glob("*.png"))
+    assert stream.predict_files(predictor, files, Recorder(), max_pixels=10**6) == 0
     assert events == ["32 read", "32 written"] * 3 + ["4 read", "4 written"]
 
 
@@ -315,6 +316,15 @@ class TestRefusals:
         (line,) = (one for one in capsys.readouterr().err.splitlines() if "left out: " in one)
         assert str(file) in line
         return line
+
+    def test_too_many_pixels(
+        self, small_run: Path, run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        Image.fromarray(pictures(run, 1)[0]).save(tmp_path / "a.png")
+        arguments = [str(small_run), str(tmp_path / "a.png"), "--max-pixels"]
+        assert predict.main([*arguments, "63"]) == 1
+        assert "8x8 pixels, more than 63" in capsys.readouterr().err
+        assert predict.main([*arguments, "64"]) == 0
 
     def test_unknown_kind_of_file(
         self, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -107,8 +107,8 @@ def test_boxes_lie_on_the_cells() -> None:
         (cell,) = find_white_cells(optical_density(pixels), 85)
         (drawn,) = white(truth)
         left, top, right, bottom = drawn.box
-        assert left - 5 <= cell.box[0] < cell.box[2] <= right + 5
-        assert top - 5 <= cell.box[1] < cell.box[3] <= bottom + 5
+        assert left - 13 <= cell.box[0] < cell.box[2] <= right + 13
+        assert top - 13 <= cell.box[1] < cell.box[3] <= bottom + 13
         assert cell.area <= (cell.box[2] - cell.box[0]) * (cell.box[3] - cell.box[1])
 
 

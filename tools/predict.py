@@ -45,7 +45,9 @@ def predict(arguments: argparse.Namespace) -> int:
     model = open_model(arguments.run, arguments.checkpoint)
     predictor = Predictor.of_run(model, arguments.run, arguments.checkpoint, arguments.data_dir)
     with open_writer(arguments.output, model.class_names) as writer:
-        unreadable = predict_files(predictor, files, writer)
+        unreadable = predict_files(
+            predictor, files, writer, arguments.max_pixels or model.hp.max_pixels
+        )
     return FAILED if unreadable else OK
 
 
@@ -61,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         type=Path,
         metavar="FILE",
         help="a .csv file, or a .jsonl file of JSON lines; default: a table on the terminal",
+    )
+    parser.add_argument(
+        "--max-pixels",
+        type=int,
+        metavar="N",
+        help="read image files of up to N pixels; default: the run's max_pixels",
     )
     arguments = parser.parse_args(argv)
     return exit_status(lambda: predict(arguments))

@@ -18,10 +18,13 @@ SIZES_SHOWN = 5
 SIZES_COUNTED = 1000  # different sizes of images that are told apart
 
 
-def predict_files(predictor: Predictor, files: Sequence[Path], writer: Writer) -> int:
+def predict_files(
+    predictor: Predictor, files: Sequence[Path], writer: Writer, max_pixels: int
+) -> int:
     """Write a prediction for each image of `files`; how many files could not be read.
 
-    Those are listed on the standard error stream, which also says at the end what was resized.
+    Those, and image files of more than `max_pixels`, are listed on the standard error stream, which
+    also says at the end what was resized.
     """
     model = predictor.model
     sizes: Counter[str] = Counter()
@@ -38,7 +41,7 @@ def predict_files(predictor: Predictor, files: Sequence[Path], writer: Writer) -
             model.hp.image_size,
             model.channels,
             model.hp.scoring_batch_size,
-            max_pixels=model.hp.max_pixels,
+            max_pixels=max_pixels,
             on_damage=report,
         ):
             writer.write(predictor.predict(batch))

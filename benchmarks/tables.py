@@ -1,0 +1,207 @@
+"""Writes the tables of README.md and docs/, and the figure at the top of README.md.
+
+    python -m benchmarks.tables
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of `TABLES`. They
+are made of the query strategies' registry, the settings' declarations and benchmarks/results. Run
+this after a change to any of them; a test holds documents and tables equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+
+from benchmarks import self_supervision
+from benchmarks.speed import rows as speed_rows
+from query_strategies import BALANCED, STRATEGIES, Strategy
+from reporting.files import write_atomically
+from tools.compare.comparison import compare
+from tools.compare.figures import comparison_figure
+from tools.compare.runs import ALL_LABELS, find_runs
+from tools.compare.tables import accuracy_table, markdown, saving_table
+from training.hyperparameters import Hyperparameters
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"<!-- table: (.+?) -->\n(.*?)<!-- end -->", re.DOTALL)
+
+
+def documents() -> list[Path]:
+    """README.md and the pages in docs/."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def filled(text: str) -> str:
+    """`text` with every marked table made anew."""
+    return MARKED.sub(
+        lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text
+    )
+
+
+def strategies() -> str:
+    """Every query strategy: its name, what it asks for, and what it reads."""
+    lines = [
+        [f"`{name}`", _summary(strategy), _reads(strategy)] for name, strategy in STRATEGIES.items()
+    ]
+    lines.append([f"`{BALANCED}NAME`", "Any of these, spread over the predicted classes", ""])
+    return markdown((["`query_strategy`", "what it asks for", "reads"], lines))
+
+
+def _summary(strategy: Strategy) -> str:
+    return (strategy.select.__doc__ or "").splitlines()[0].rstrip(".")
+
+
+def _reads(strategy: Strategy) -> str:
+    parts = ["probabilities"] * strategy.probabilities + ["embeddings"] * strategy.embeddings
+    return ", ".join(parts)
+
+
+def main_settings() -> str:
+    """The settings that most users change: default, unit and meaning."""
+    fields = {field.name: field for field in dataclasses.fields(Hyperparameters)}
+    rows = []
+    for name in MAIN_SETTINGS:
+        field = fields[name]
+        default = str(field.default).lower() if field.type == "bool" else str(field.default)
+        value = f"`{default}` {field.metadata.get('unit', '')}".strip()
+        rows.append([f"`{name}`", value, field.metadata["does"]])
+    return markdown((["setting", "default", "what it does"], rows))
+
+
+def accuracy(study: str) -> str:
+    """Test accuracy of each strategy at a few budgets."""
+    return markdown(accuracy_table(compare(find_runs([_study(study)]))))
+
+
+def savings(study: str, targets: Sequence[float]) -> str:
+    """Label savings of each strategy at a few accuracies."""
+    return markdown(saving_table(compare(find_runs([_study(study)])), targets))
+
+
+def _study(name: str) -> Path:
+    return RESULTS / "label_efficiency" / name
+
+
+def speed() -> str:
+    """The speed of each machine, in two tables."""
+    return speed_rows.tables(speed_rows.read(RESULTS / "speed.csv"))
+
+
+def strategy_cost() -> str:
+    """Seconds and memory that each strategy takes to choose."""
+    rows = [
+        [
+            row["strategy"],
+            f"{int(row['candidates']):,}",
+            row["picks"],
+            row["seconds"],
+            row["megabytes"],
+        ]
+        for row in _records("strategy_cost.csv")
+    ]
+    return markdown((["strategy", "candidates", "picks", "CPU seconds", "MB"], rows))
+
+
+def recipe() -> str:
+    """Validation accuracy of two networks and two optimizers."""
+    names = {"adamw": "AdamW, 0.001", "sgd": "SGD, 0.1"}
+    rows = [
+        [
+            row["architecture"],
+            names[row["recipe"]],
+            row["labels"],
+            row["val_accuracy"],
+            row["val_loss"],
+        ]
+        for row in _records("recipe.csv")
+    ]
+    return markdown((["network", "optimizer", "labels", "val accuracy", "val loss"], rows))
+
+
+def class_balance() -> str:
+    """Accuracy under unbalanced classes, mean and standard deviation over seeds."""
+    measures = ("val_accuracy", "val_balanced_accuracy", "val_rarest_recall")
+    groups: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for row in _records("class_balance.csv"):
+        drawn = "as they come" if float(row["ratio"]) == 0 else "long tail"
+        groups.setdefault((drawn, row["setting"]), []).append(row)
+    rows = [
+        [*group, str(len(found)), *(_spread(found, measure) for measure in measures)]
+        for group, found in groups.items()
+    ]
+    header = ["labels drawn", "setting", "seeds"]
+    return markdown(
+        ([*header, "accuracy", "balanced accuracy", "recall of the rarest class"], rows)
+    )
+
+
+def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
+    values = [float(row[column]) for row in rows]
+    return f"{mean(values):.3f} ± {stdev(values):.3f}"
+
+
+def self_supervised() -> str:
+    """The gain of learning without labels first."""
+    return self_supervision.summary(self_supervision.read(RESULTS / "self_supervision.csv"))
+
+
+def segmentation() -> str:
+    """Recall and precision of the cells found in smears."""
+    columns = ("images", "number", "mode", "cells", "recall", "precision", "diameter", "seconds")
+    header = ["smears", "images", "looked for", "cells", "recall", "precision"]
+    rows = [[row[column] for column in columns] for row in _records("segmentation.csv")]
+    return markdown(([*header, "diameter, pixels", "CPU s an image"], rows))
+
+
+def _records(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+MAIN_SETTINGS = (
+    *("dataset", "architecture", "query_strategy", "uncertainty", "rounds"),
+    *("initial_labeled_size", "samples_to_label", "batches_per_round", "learning_rate"),
+    "flips_and_rotations",
+)
+STUDIES = ("bloodmnist", "bloodmnist_resnet50", "breastmnist", "pneumoniamnist")
+TABLES: dict[str, Callable[[], str]] = {
+    "strategies": strategies,
+    "main settings": main_settings,
+    **{f"accuracy, {study}": partial(accuracy, study) for study in STUDIES},
+    "savings at 0.9 to 0.956, bloodmnist": partial(savings, "bloodmnist", (0.9, 0.92, 0.94, 0.956)),
+    "speed": speed,
+    "strategy cost": strategy_cost,
+    "recipe": recipe,
+    "class balance": class_balance,
+    "self-supervision": self_supervised,
+}
+
+
+def opening_figure() -> bytes:
+    """Margin beside random choice on the blood cells, as PNG."""
+    shown = {"margin", "random", ALL_LABELS}
+    runs = find_runs([_study("bloodmnist")])
+    return comparison_figure(compare([r for r in runs if r.settings["query_strategy"] in shown]))
+
+
+def main() -> None:
+    """Write the tables and the figure."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
+    write_atomically(ROOT / "images" / "margin_and_random.png", opening_figure())
+    for path in documents():
+        old = path.read_text(encoding="utf-8")
+        new = filled(old)
+        if new != old:
+            write_atomically(path, new)
+            print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()
