@@ -86,6 +86,7 @@ def _run(
     checkpoint: Path | None = None
     if request.resume is not None:
         folder, config = RunFolder.open(request.resume)
+        checkpoint = folder.latest_checkpoint(log=first)
         end = folder.end()
         if end is not None:
             if first:
@@ -96,7 +97,6 @@ def _run(
             return OK
         if first:
             cleanup.enter_context(folder.locked())
-            checkpoint = folder.latest_checkpoint()
     else:
         config = override(load(request.config), request.settings)
         check_search(config)

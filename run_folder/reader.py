@@ -24,7 +24,7 @@ from run_folder import names
 from run_folder.checkpoint import Progress, read_progress, read_tensors
 from run_folder.description import DAMAGE, RunDescription, one_line, read_description
 from run_folder.tables import MetricsTable, read_csv
-from run_folder.writer import damaged_files
+from run_folder.writer import damaged_files, is_identifier
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
@@ -224,13 +224,23 @@ def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Ma
             f"{path}: no checkpoint ({one_line(error)}); let the run finish its first round"
         ) from error
     if which in named:
-        return dict(named[which])
+        return _checked(path, named[which])
     if len(matching) != 1:
         raise UserError(
             f"--checkpoint {which}: {len(matching)} checkpoints of {path} are called so; give "
             f"best, last, or a round or id that was kept: {known}"
         )
-    return dict(matching[0])
+    return _checked(path, matching[0])
+
+
+def _checked(path: Path, entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`entry`, whose id is used as a folder's name."""
+    if not is_identifier(str(entry["uuid"])):
+        raise UserError(
+            f"{path}/{names.CHECKPOINT_LIST}: {entry['uuid']!r} is not a checkpoint's id; put the "
+            "file back as the run wrote it"
+        )
+    return entry
 
 
 def make_output_folder(folder: Path) -> None:

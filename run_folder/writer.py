@@ -261,10 +261,11 @@ class RunFolder:
             (self.checkpoints / one["uuid"] / names.OPTIMIZER).unlink(missing_ok=True)
         self.delete_unlisted()
 
-    def latest_checkpoint(self) -> Path | None:
+    def latest_checkpoint(self, log: bool = True) -> Path | None:
         """The newest checkpoint that is whole; None if the run has yet to write one.
 
-        The log says which one that is, and what is wrong with newer ones. Those are forgotten.
+        With `log`, the log says which one that is and what is wrong with newer ones. Those are
+        forgotten.
 
         Raises:
             UserError: checkpoints were written and none of them is whole.
@@ -276,9 +277,10 @@ class RunFolder:
             damaged = damaged_files(self.checkpoints / entry["uuid"], entry["blake2b"])
             resumable = entry in entries[-RESUMABLE_CHECKPOINTS:]
             if not damaged and resumable:
-                logger.info("newest whole checkpoint: %s", name)
+                if log:
+                    logger.info("newest whole checkpoint: %s", name)
                 return self.checkpoints / str(entry["uuid"])
-            if damaged:
+            if damaged and log:
                 files = ", ".join(damaged)
                 logger.warning("checkpoint %s is damaged (%s); trying the one before", name, files)
             self.checkpoint_entries.pop()
@@ -300,7 +302,7 @@ class RunFolder:
         listed = {entry["uuid"] for entry in self.checkpoint_entries}
         for entry in self.checkpoints.iterdir():
             # Whatever else lies here is none of ours.
-            if entry.name not in listed and entry.is_dir() and _is_identifier(entry.name):
+            if entry.name not in listed and entry.is_dir() and is_identifier(entry.name):
                 shutil.rmtree(entry)
 
     def _read_checkpoint_list(self) -> None:
@@ -308,7 +310,7 @@ class RunFolder:
         if not file.exists():
             return
         for entry in json.loads(file.read_text(encoding="utf-8")):
-            if not _is_identifier(str(entry["uuid"])):
+            if not is_identifier(str(entry["uuid"])):
                 raise ValueError(f"{entry['uuid']!r} is not a checkpoint's id")
             self.checkpoint_entries.append(
                 {**entry, "round": int(entry["round"]), "blake2b": dict(entry["blake2b"])}
@@ -368,7 +370,7 @@ def _move_to_free_name(folder: Path, path: Path, numbered: bool) -> Path:
     raise FileExistsError(17, "1,000 runs of this name", str(path))
 
 
-def _is_identifier(name: str) -> bool:
+def is_identifier(name: str) -> bool:
     """Whether `name` is a checkpoint's id, or that of one being written."""
     try:
         uuid.UUID(name.removeprefix(".").removesuffix(".tmp"))

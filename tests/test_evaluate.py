@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -250,7 +251,7 @@ class TestRefusals:
         return captured.err
 
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "not a run folder" in self.refused(capsys, str(tmp_path))
+        assert "not a run or checkpoint" in self.refused(capsys, str(tmp_path))
 
     def test_no_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").unlink()
@@ -270,50 +271,59 @@ class TestRefusals:
         entries = json.loads((copy / "checkpoints.json").read_text())
         last = max(entries, key=lambda one: one["round"])
         other = next(one for one in entries if one is not last)
-        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "22222")
-        other["uuid"] = "22222"
+        renamed = "2222" + other["uuid"][4:]
+        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / renamed)
+        other["uuid"] = renamed
         (copy / "checkpoints.json").write_text(json.dumps(entries))
         assert open_run(copy, "2").uuid == last["uuid"]
-        assert open_run(copy, "2222").uuid == "22222"
+        assert open_run(copy, "2222").uuid == renamed
 
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")
         assert "no checkpoint" in self.refused(capsys, str(copy), "--checkpoint", "last")
 
     def test_damaged_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for file in copy.glob("checkpoints/*/state_dict.pth"):
+        for file in copy.glob("checkpoints/*/weights.safetensors"):
             file.write_bytes(file.read_bytes()[:1000])
-        assert "state_dict.pth" in self.refused(capsys, str(copy))
+        assert "weights.safetensors" in self.refused(capsys, str(copy))
 
     def test_checkpoint_that_runs_code(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
+        (folder, *_) = sorted((copy / "checkpoints").iterdir())
+        torch.save({"surprise": shutil.rmtree}, folder / "weights.safetensors")
+        assert "weights.safetensors: cannot be read" in self.refused(capsys, str(folder))
+
+    def test_checkpoint_elsewhere(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         entries = json.loads((copy / "checkpoints.json").read_text())
         for entry in entries:
-            torch.save(
-                {"surprise": shutil.rmtree}, copy / f"checkpoints/{entry['uuid']}/state_dict.pth"
-            )
-            entry["blake2b"] = {}
+            entry["uuid"] = "../../elsewhere"
         (copy / "checkpoints.json").write_text(json.dumps(entries))
-        assert "unreadable" in self.refused(capsys, str(copy))
+        assert "is not a checkpoint's id" in self.refused(capsys, str(copy))
+
+    def changed(self, copy: Path, **values: Any) -> Path:
+        """A checkpoint of the run, alone in a folder, with `values` in its run.json."""
+        (folder, *_) = sorted((copy / "checkpoints").iterdir())
+        content = json.loads((folder / "run.json").read_text())
+        settings = {**content["settings"], **values.pop("settings", {})}
+        (folder / "run.json").write_text(json.dumps({**content, **values, "settings": settings}))
+        return folder
 
     def test_other_data(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        identity = json.loads((copy / "run.json").read_text())
-        (copy / "run.json").write_text(json.dumps({**identity, "data": "0" * 64}))
-        assert "fingerprint" in self.refused(capsys, str(copy))
+        folder = self.changed(copy, fingerprint="0" * 64)
+        assert "fingerprint" in self.refused(capsys, str(folder))
 
     def test_settings_of_another_version(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (copy / "config.yaml").write_text("hyperparameters: {dataset: digits, rouns: 3}")
-        assert "config.yaml" in self.refused(capsys, str(copy))
+        folder = self.changed(copy, settings={"rouns": 3})
+        assert "run.json: hyperparameters.rouns: unknown" in self.refused(capsys, str(folder))
 
     def test_weights_of_another_network(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        file = copy / "config.yaml"
-        file.write_text(file.read_text().replace("small_cnn", "resnet18"))
-        assert "does not fit" in self.refused(capsys, str(copy))
+        folder = self.changed(copy, settings={"architecture": "resnet18"})
+        assert "damaged" in self.refused(capsys, str(folder))
 
     def test_output_that_is_a_file(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = copy / "config.yaml"

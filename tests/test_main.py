@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from safetensors.torch import load_file
 import yaml
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -92,18 +92,19 @@ class TestRunFolder:
 
     def test_checkpoint_reads_without_running_code(self, finished: tuple[Path, str]) -> None:
         entry = json.loads((finished[0] / "checkpoints.json").read_text(encoding="utf-8"))[-1]
-        file = finished[0] / "checkpoints" / entry["uuid"] / "state_dict.pth"
-        state = torch.load(file, weights_only=True)
-        pool = state["callbacks"]["active_learning"]
+        folder = finished[0] / "checkpoints" / entry["uuid"]
+        assert {file.suffix for file in folder.iterdir()} == {".safetensors", ".json", ".csv"}
+        state = load_file(folder / "state.safetensors")
         indices = {int(row["index"]) for row in read(finished[0] / "queries.csv")}
-        assert set((pool["acquired_round"] >= 0).nonzero().flatten().tolist()) == indices
+        assert set((state["pool.labels"] >= 0).nonzero().flatten().tolist()) == indices
 
     def test_tensorboard_has_all_groups(self, finished: tuple[Path, str]) -> None:
         events = EventAccumulator(str(finished[0] / "tensorboard"))
         events.Reload()
         tags = set(events.Tags()["scalars"])
-        assert {"test/test_accuracy", "active_learning/query_size"} <= tags
-        assert {"Determined/val_loss", "Determined/loss"} <= tags
+        assert {"test/test_accuracy", "active_learning/labeled_samples"} <= tags
+        assert {"validation/val_loss", "training/loss", "learning_curve/aubc"} <= tags
+        assert len(list((finished[0] / "tensorboard").iterdir())) == 1
 
     def test_log_tells_the_rounds_and_the_folder(self, finished: tuple[Path, str]) -> None:
         run, log = finished
@@ -170,10 +171,10 @@ def test_diverged_training_stops_before_its_checkpoint(
     changes += ["hyperparameters.batches_per_round=80", "hyperparameters.rounds=2"]
     status = model_def.main([*DIGITS, *changes, "--output-dir", str(tmp_path / "run")])
     error = capsys.readouterr().err
-    assert status == 1
+    assert status == 2
     assert "the training loss is nan in round" in error
     assert "learning_rate: 10" in error
-    assert "the last good checkpoint: none yet" in error
+    assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_main_job_falls_back_to_digits_loudly(tmp_path: Path) -> None:

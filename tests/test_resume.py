@@ -106,7 +106,7 @@ KILLS: list[tuple[int | None, KillPoint]] = [
     (1, KillPoint(RENAMED, file="queries.csv")),
     (1, KillPoint(TRAINED, call=5, where="after")),
     (1, KillPoint("run_folder.writer:RunFolder.draw_learning_curve", where="after")),
-    (1, KillPoint(SAVED, call=3)),
+    (1, KillPoint(SAVED, call=2)),
     (1, KillPoint(RENAMED, file="checkpoints.json")),
     (3, KillPoint(TRAINED, call=14)),  # two rounds on
     (None, KillPoint("shutil:rmtree", where="within")),  # of a checkpoint no longer needed
