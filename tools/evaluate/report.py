@@ -307,7 +307,8 @@ def _queries(run: Run) -> str:
     content = note(
         "Images of each class that the rounds asked for; the shade is the share of the round. The "
         "last column is the make-up of the whole pool, which a random draw would have. Below, some "
-        f"of the images of up to {SHEETS} rounds; queries.csv in the run folder lists all of them with their files."
+        f"of the images of up to {SHEETS} rounds; queries.csv in the run folder lists all of them "
+        "with their files."
     ) + plot(
         figures.class_mix(counts, train.class_names, pool), _mix_in_words(counts, train.class_names)
     )
@@ -323,10 +324,11 @@ def _queries(run: Run) -> str:
 
 
 def _mix_in_words(counts: Tensor, names: Sequence[str]) -> str:
-    """The largest class of each round's query."""
+    """The largest class of the last rounds' queries."""
+    first = max(0, len(counts) - SHEETS)
     most = [
         f"round {round_}: {names[int(row.argmax())]} ({int(row.max())} of {int(row.sum())})"
-        for round_, row in enumerate(counts)
+        for round_, row in enumerate(counts[first:], start=first)
     ]
     return f"Classes queried in each round; the most queried one in {'; '.join(most)}."
 
