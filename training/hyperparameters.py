@@ -36,7 +36,6 @@ class Hyperparameters:
         "query_strategy": "Query",
     }
 
-    # fmt: off: one declaration takes few lines, so that the list can be read as a table.
     seed: int = number(
         -1,
         "Seed of everything random; -1: derived from `reproducibility.experiment_seed`.",
@@ -430,7 +429,6 @@ class Hyperparameters:
         unit="images",
     )
 
-    # fmt: on
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Hyperparameters:
         """The defaults with `values` in their place, as they stand under `hyperparameters:`.
