@@ -17,7 +17,7 @@ from determined import core, pytorch
 from active_learning import ActiveLearner
 from cluster.master import Master
 from cluster.trial import ActiveLearningTrial
-from errors import OK, DivergedError, UserError
+from errors import OK, USER_ERROR, DivergedError, UserError
 from reporting.run_progress import progress_bar
 from reporting.start import log_start
 from run_folder import names
@@ -59,22 +59,19 @@ logger = logging.getLogger("active_learning")
 
 
 def run_on_cluster() -> int:
-    """Run the trial that the container was started for; the exit status.
-
-    Raises:
-        UserError: a mistake of the user, after it has ended the experiment.
-    """
+    """Run the trial that the container was started for; the exit status."""
     # The master reads the level out of this format, and adds the time itself.
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT, force=True)
     # Determined logs every metric report with all its digits.
     logging.getLogger("determined").setLevel(logging.WARNING)
     info = det.get_cluster_info()
     assert info is not None
-    check_devices(os.environ, len(info.gpu_uuids), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    _check_slots(info)
     master = Master(info)
-    with pytorch.init(hparams=info.trial.hparams) as context, _mistakes_reported(context, master):
-        _run(context, info, master)
+    with _mistakes_end_the_experiment(master):
+        check_devices(os.environ, len(info.gpu_uuids), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        _check_slots(info)
+        with pytorch.init(hparams=info.trial.hparams) as context, _bad_draws_reported(context):
+            _run(context, info, master)
     return OK
 
 
@@ -224,20 +221,36 @@ def _check_slots(info: det.ClusterInfo) -> None:
 
 
 @contextlib.contextmanager
-def _mistakes_reported(context: pytorch.PyTorchTrialContext, master: Master) -> Iterator[None]:
-    """Let a mistake of the user end the whole experiment, and a bad draw its trial alone."""
+def _mistakes_end_the_experiment(master: Master) -> Iterator[None]:
+    """For a mistake of the user, log one line, end the whole experiment and exit."""
     try:
         yield
     except UserError as error:
-        config = context.get_experiment_config()
-        if context.distributed.rank > 0:
+        if _rank() > 0:
             time.sleep(SECONDS_FOR_FIRST_RANK)
-            raise
-        if _is_bad_draw(error, config):
+        else:
+            logger.error("%s", error)
+            master.end_experiment(str(error))
+        raise SystemExit(USER_ERROR) from error
+
+
+@contextlib.contextmanager
+def _bad_draws_reported(context: pytorch.PyTorchTrialContext) -> Iterator[None]:
+    """Let a bad draw of a search end its trial alone."""
+    try:
+        yield
+    except UserError as error:
+        if _rank() > 0:
+            time.sleep(SECONDS_FOR_FIRST_RANK)
+        elif _is_bad_draw(error, context.get_experiment_config()):
             logger.error("%s", error)
             raise det.InvalidHP(str(error)) from error
-        master.end_experiment(str(error))
         raise
+
+
+def _rank() -> int:
+    """This process's number among all of the trial; the launcher sets it for each."""
+    return int(os.environ.get("RANK", 0))
 
 
 def _is_bad_draw(error: UserError, config: Mapping[str, Any]) -> bool:

@@ -57,7 +57,8 @@ class Master:
         with tolerated("end the experiment"):
             experiment = client.get_experiment(self._experiment_id)
             experiment.set_description(f"error: {reason}"[:DESCRIPTION_LENGTH])
-            experiment.kill()
+            # Killing it would end this container before its log has arrived.
+            experiment.cancel()
 
     def remove_optimizer(self, checkpoint: str) -> None:
         """Delete the optimizer's state from a checkpoint that no run continues from."""
