@@ -471,10 +471,13 @@ def test_more_ranks_than_slots_are_refused(make_trial: Callable[..., Trial]) -> 
     variables = {**trial.environment(), "WORLD_SIZE": "3", "RANK": "0"}
     prepare = functools.partial(enter_container, trial.folder)
     assert processes.wait(processes.start([], trial.log, variables, prepare)) == 2
-    assert trial.log.read_text().splitlines()[-1] == (
-        "error: resources.slots_per_trial: 1, and 3 processes were started; raise it, or leave "
-        "their number to determined.launch.torch_distributed"
+    (line,) = [one for one in trial.log.read_text().splitlines() if "slots_per_trial" in one]
+    assert line.startswith("ERROR: ")
+    assert line.endswith(
+        "resources.slots_per_trial: 1, and 3 processes were started; raise it, or leave their "
+        "number to determined.launch.torch_distributed"
     )
+    assert trial.master.canceled
 
 
 def test_two_slots_paused_and_gone_on_with(make_trial: Callable[..., Trial]) -> None:
