@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import training.inference
 import training.seeds
 from active_learning import ActiveLearner, run
 from data import Splits
@@ -91,8 +92,9 @@ def test_loss_is_the_smoothed_cross_entropy(
     torch.testing.assert_close(total / count, expected)
 
 
+@pytest.mark.parametrize("uncertainty", ["mc_dropout", "test_time_augmentation"])
 def test_purposes_have_streams_of_their_own(
-    digits: Splits, make_learner: Build, monkeypatch: pytest.MonkeyPatch
+    uncertainty: str, digits: Splits, make_learner: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No two places of the code draw from one stream, and none draws the same thing twice."""
     drawn: dict[tuple[Any, ...], set[str]] = defaultdict(set)
@@ -111,22 +113,25 @@ def test_purposes_have_streams_of_their_own(
         times[purpose, numbers] += 1
         return original(trial_seed, purpose, *numbers)
 
-    monkeypatch.setattr(training.seeds, "derive_seed", record)
+    for module in (training.seeds, training.inference):
+        monkeypatch.setattr(module, "derive_seed", record)
     learner = make_learner(
         label_noise=0.3,
         self_supervised_steps=2,
         self_supervised_batch_size=16,
         between_rounds="reset",
-        uncertainty="mc_dropout",
+        uncertainty=uncertainty,
         candidate_pool_size=40,
     )
     train = learner.train_store
     oracle = SimulatedOracle.of_trial(learner.hp, train, learner.seed)
     store = part(digits.val, 20)
     assert len(list(run(learner, oracle, store, store))) == 3
-    assert {"query", "candidates", "order", "train", "weights", "mc_dropout"} <= purposes.keys()
+    passes = {"mc_dropout": 2, "test_time_augmentation": 2 * 3}[uncertainty]
+    passes_purpose = {"mc_dropout": "mc_dropout", "test_time_augmentation": "view"}[uncertainty]
+    assert {"query", "candidates", "order", "train", "weights", passes_purpose} <= purposes.keys()
     assert {purpose: places for purpose, places in purposes.items() if len(places) > 1} == {}
     assert {key: count for key, count in times.items() if count > 1} == {}
     # Each round and each step has its own.
-    for purpose, count in (("query", 3), ("train", 9), ("weights", 3), ("mc_dropout", 2)):
+    for purpose, count in (("query", 3), ("train", 9), ("weights", 3), (passes_purpose, passes)):
         assert len([numbers for name, numbers in drawn if name == purpose]) == count
