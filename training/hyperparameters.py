@@ -32,7 +32,7 @@ class Hyperparameters:
         "precision": "Computing and reporting",
         "rounds": "Active learning",
         "stop_at_val_accuracy": "Stopping early",
-        "label_noise": "Annotator",
+        "oracle": "Annotator",
         "query_strategy": "Query",
     }
 
@@ -361,6 +361,13 @@ class Hyperparameters:
         fixed_in_search=True,
     )
 
+    oracle: str = choice(
+        "simulated",
+        "Who labels: `simulated` knows the data set's labels; `people` label on a page.",
+        why="Methods are compared with labels that are known; `people` is for data without labels.",
+        allowed=("simulated", "people"),
+        fixed_in_search=True,
+    )
     label_noise: float = number(
         0.0,
         "Share of the simulated annotator's labels that are wrong.",
