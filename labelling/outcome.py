@@ -46,14 +46,14 @@ class Answers:
         waiting: dataset indices of the images that have no outcome yet.
         by: dataset index -> who labelled or skipped the image.
         corrections: of a closed batch, the labels of earlier rounds that were changed until it was
-            closed: dataset index -> class index. It has all of them, not only the new ones.
+            closed: dataset index -> (class index, by whom). It has all of them, not only new ones.
     """
 
     labels: dict[int, int]
     skipped: dict[int, str]
     waiting: tuple[int, ...]
     by: dict[int, str]
-    corrections: dict[int, int]
+    corrections: dict[int, tuple[int, str]]
 
     @property
     def complete(self) -> bool:
@@ -93,11 +93,11 @@ def close_batch(folder: Path) -> Answers:
                     f"{folder}: {len(waiting)} of {len(batch.images)} images wait for an answer; "
                     "label them first"
                 )
-            changed = corrections(folder.parent.parent, batch.split)
+            changed = _corrections(folder.parent.parent, batch.split)
             for item in batch.images:
-                answer = outcomes[item.index].answer
-                if item.label is not None and answer is not None:
-                    changed[item.index] = batch.class_index(answer)
+                outcome = outcomes[item.index]
+                if item.label is not None and outcome.answer is not None:
+                    changed[item.index] = batch.class_index(outcome.answer), _names(outcome)
             closed = outcomes, changed
             write_atomically(folder / CLOSED_FILE, _closed_text(*closed))
     return _for_learner(batch, *closed)
@@ -175,7 +175,7 @@ def _decided(line: Answer) -> Outcome:
 
 
 def _for_learner(
-    batch: Batch, outcomes: Mapping[int, Outcome], changed: Mapping[int, int]
+    batch: Batch, outcomes: Mapping[int, Outcome], changed: Mapping[int, tuple[int, str]]
 ) -> Answers:
     again = {item.index for item in batch.images if item.label is not None}
     labels, skipped, waiting, by = {}, {}, [], {}
@@ -188,19 +188,25 @@ def _for_learner(
             labels[index] = batch.class_index(outcome.answer)
         else:
             skipped[index] = str(outcome.skip)
-        by[index] = " and ".join(outcome.by)
+        by[index] = _names(outcome)
     return Answers(labels, skipped, tuple(waiting), by, dict(changed))
 
 
-def _closed_text(outcomes: Mapping[int, Outcome], changed: Mapping[int, int]) -> str:
+def _names(outcome: Outcome) -> str:
+    return " and ".join(outcome.by)
+
+
+def _closed_text(outcomes: Mapping[int, Outcome], changed: Mapping[int, tuple[int, str]]) -> str:
     values = {
         "outcomes": {str(i): [o.answer, o.skip, list(o.by)] for i, o in outcomes.items()},
-        "corrections": {str(index): label for index, label in changed.items()},
+        "corrections": {str(index): list(correction) for index, correction in changed.items()},
     }
     return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
 
-def _read_closed(folder: Path) -> tuple[dict[int, Outcome], dict[int, int]] | None:
+def _read_closed(
+    folder: Path,
+) -> tuple[dict[int, Outcome], dict[int, tuple[int, str]]] | None:
     path = folder / CLOSED_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -210,7 +216,11 @@ def _read_closed(folder: Path) -> tuple[dict[int, Outcome], dict[int, int]] | No
             )
             for index, (answer, skip, by) in values["outcomes"].items()
         }
-        return outcomes, {int(i): int(label) for i, label in values["corrections"].items()}
+        changed = {
+            int(index): (int(label), str(who))
+            for index, (label, who) in values["corrections"].items()
+        }
+        return outcomes, changed
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -258,8 +268,16 @@ def corrections(run: Path, split: str = POOL) -> dict[int, int]:
     Raises:
         UserError: a file of a batch is damaged.
     """
+    return {index: label for index, (label, _) in _corrections(run, split).items()}
+
+
+def _corrections(run: Path, split: str) -> dict[int, tuple[int, str]]:
+    """`corrections`, with those who made them."""
     return {
-        index: read_batch(current.folder).class_index(current.outcome.answer)
+        index: (
+            read_batch(current.folder).class_index(current.outcome.answer),
+            _names(current.outcome),
+        )
         for index, current in current_outcomes(run, split).items()
         if current.corrected and current.outcome.answer is not None
     }

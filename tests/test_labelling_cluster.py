@@ -82,7 +82,7 @@ def make_trial(tmp_path: Path) -> Iterator[Any]:
         def make(name: str, **changes: Any) -> Trial:
             master = PausingMaster()
             masters.enter_context(master)
-            small = {"architecture": "small_cnn", "rounds": 2}
+            small: dict[str, Any] = {"architecture": "small_cnn", "rounds": 2}
             config = {"checkpoint_storage": {}, **experiment(**small, **changes)}
             trial = Trial(master, tmp_path / name, config)
             master.storage = trial.storage

@@ -196,6 +196,7 @@ def test_corrections_and_doubts_change_what_the_next_round_trains_on(
     assert resume(run) == OK
     rows = {int(row["index"]): row["class"] for row in queries(run)}
     assert {index: rows[index] for index in right} == right
+    assert {row["annotator"] for row in queries(run) if int(row["index"]) == wrong} == {"boss"}
     labelled = SMALL["initial_labeled_size"] + SMALL["samples_to_label"]
     assert len(rows) == labelled  # a label that was asked again is not a new one
 

@@ -39,14 +39,15 @@ class Answers:
     labels: int64 [k], class indices; -1 for a skipped image.
     states: int64 [k], of `ImageState`: LABELLED, or the reason of the skip.
     annotators: who answered, k names.
-    corrections: dataset index -> class index, of labels of earlier rounds that were changed.
+    corrections: dataset index -> (class index, by whom), of labels that were changed since they
+        were given.
     """
 
     indices: Tensor
     labels: Tensor
     states: Tensor
     annotators: tuple[str, ...]
-    corrections: Mapping[int, int] = field(default_factory=dict)
+    corrections: Mapping[int, tuple[int, str]] = field(default_factory=dict)
 
     @classmethod
     def all_labelled(cls, indices: Tensor, labels: Tensor, annotator: str) -> Answers:
@@ -119,15 +120,17 @@ class Pool:
         positions = [self._annotator(name) for name in answers.annotators]
         self.annotator[answers.indices] = torch.tensor(positions, dtype=torch.int64)
 
-    def correct(self, corrections: Mapping[int, int]) -> None:
-        """Replace labels of labelled images: dataset index -> class index.
+    def correct(self, corrections: Mapping[int, tuple[int, str]]) -> None:
+        """Replace labels of labelled images: dataset index -> (class index, by whom).
 
         Raises:
             ValueError: an index is out of range or has no label.
         """
         indices = torch.tensor(list(corrections), dtype=torch.int64)
         self._check_indices(indices, ImageState.LABELLED, "a correction names")
-        self.labels[indices] = torch.tensor(list(corrections.values()), dtype=torch.int64)
+        for index, (label, annotator) in corrections.items():
+            self.labels[index] = label
+            self.annotator[index] = self._annotator(annotator)
 
     def _check_indices(self, indices: Tensor, state: ImageState, what: str) -> None:
         if len(indices.unique()) != len(indices):
