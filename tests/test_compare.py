@@ -140,7 +140,7 @@ class TestStatistics:
         one = statistics.saving(BUDGETS, strategy, random, 0.6)
         assert one.ratio == pytest.approx(2)
         assert one.baseline_missed == 3
-        assert saving_text(one) == "≥ 2.00 (2.00 to 2.00); baseline missed by 3 of 3"
+        assert saving_text(one) == "≥ 2.00 (2.00 to 2.00), 3 of 3 censored"
 
     def test_no_saving_is_stated_where_the_strategy_misses_the_target(self) -> None:
         random = np.array([[0.1, 0.2, 0.3, 0.4]] * 3)
