@@ -265,7 +265,7 @@ class ActiveLearner:
         )
 
     def accept(self, answers: Answers) -> None:
-        """Take the oracle's answers into the pool.
+        """Take the oracle's answers, and its corrections of earlier ones, into the pool.
 
         The round's labels are complete when as many have come as the round asks for, or when no
         image is left to ask for.
@@ -276,6 +276,7 @@ class ActiveLearner:
         """
         round_ = self.round
         self.pool.answer(answers)
+        self.pool.correct(answers.corrections)
         if len(self.pool.asked):
             return
         complete = self.pool.labels_of(round_) >= self.query_sizes[round_]

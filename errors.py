@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 # Exit statuses of every command of this package.
-OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+OK, FAILED, USER_ERROR, AWAITING_LABELS, INTERRUPTED = 0, 1, 2, 3, 130
 
 
 class UserError(Exception):

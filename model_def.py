@@ -30,6 +30,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-dir", type=Path, help="in place of hyperparameters.data_dir")
     parser.add_argument("--output-dir", type=Path, help="run folder to make; default runs/...")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    parser.add_argument(
+        "--wait", action="store_true", help="with oracle: people, stay until a round is labelled"
+    )
     parser.add_argument("--traceback", action="store_true", help="show tracebacks of errors")
     parsed = parser.parse_args(arguments)
     if parsed.resume and (parsed.set or parsed.output_dir):
@@ -59,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         data_dir=arguments.data_dir,
         output_dir=arguments.output_dir,
         settings=tuple(arguments.set),
+        wait=arguments.wait,
     )
     return exit_status(lambda: run_locally(request), arguments.traceback)
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import self_supervision
+from benchmarks import frozen_features, self_supervision
 from benchmarks.speed import rows as speed_rows
 from query_strategies import BALANCED, STRATEGIES, Strategy
 from reporting.files import write_atomically
@@ -87,6 +87,18 @@ def savings(study: str, targets: Sequence[float]) -> str:
 
 def _study(name: str) -> Path:
     return RESULTS / "label_efficiency" / name
+
+
+def frozen() -> str:
+    """Strategies beside margin on a frozen network, in three kinds of query."""
+    return frozen_features.summary(RESULTS / "frozen_features")
+
+
+def forecasts() -> str:
+    """How often the intervals of forecasts hold what came."""
+    columns = ("study", "rounds_ahead", "forecasts", "coverage", "mean_width", "mean_error")
+    header = ["study", "rounds ahead", "forecasts", "coverage", "mean width", "mean error"]
+    return markdown((header, [[row[one] for one in columns] for row in _records("forecast.csv")]))
 
 
 def speed() -> str:
@@ -176,6 +188,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "main settings": main_settings,
     **{f"accuracy, {study}": partial(accuracy, study) for study in STUDIES},
     "savings at 0.9 to 0.956, bloodmnist": partial(savings, "bloodmnist", (0.9, 0.92, 0.94, 0.956)),
+    "frozen features": frozen,
+    "forecasts": forecasts,
     "speed": speed,
     "strategy cost": strategy_cost,
     "recipe": recipe,

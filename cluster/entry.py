@@ -6,18 +6,23 @@ import contextlib
 import logging
 import os
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import determined as det
+import torch
 from determined import core, pytorch
 
 from active_learning import ActiveLearner
 from cluster.master import Master
+from cluster.questions import AwaitingLabelsError, Questions
 from cluster.trial import ActiveLearningTrial
-from errors import OK, DivergedError, UserError
+from data import ImageStore
+from errors import OK, USER_ERROR, DivergedError, UserError
+from labelling.oracle import PeopleOracle
 from reporting.run_progress import progress_bar
 from reporting.start import log_start
 from run_folder import names
@@ -27,7 +32,8 @@ from training.backbone_file import backbone_bytes, read_backbone
 from training.compilation import check_compilation
 from training.devices import check_devices
 from training.hyperparameters import Hyperparameters
-from training.loading import load_data
+from training.loading import evaluated_part, load_data
+from training.oracle import Oracle, SimulatedOracle
 from training.ranks import Ranks
 from training.search_rules import check_search
 from training.threads import choose_threads
@@ -59,26 +65,29 @@ logger = logging.getLogger("active_learning")
 
 
 def run_on_cluster() -> int:
-    """Run the trial that the container was started for; the exit status.
-
-    Raises:
-        UserError: a mistake of the user, after it has ended the experiment.
-    """
+    """Run the trial that the container was started for; the exit status."""
     # The master reads the level out of this format, and adds the time itself.
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT, force=True)
     # Determined logs every metric report with all its digits.
     logging.getLogger("determined").setLevel(logging.WARNING)
     info = det.get_cluster_info()
     assert info is not None
-    check_devices(os.environ, len(info.gpu_uuids), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    _check_slots(info)
     master = Master(info)
-    with pytorch.init(hparams=info.trial.hparams) as context, _mistakes_reported(context, master):
-        _run(context, info, master)
+    with _mistakes_end_the_experiment(master):
+        check_devices(os.environ, len(info.gpu_uuids), int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        _check_slots(info)
+        with (
+            pytorch.init(hparams=info.trial.hparams) as context,
+            _bad_draws_reported(context),
+            tempfile.TemporaryDirectory() as scratch,
+        ):
+            _run(context, info, master, Path(scratch))
     return OK
 
 
-def _run(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Master) -> None:
+def _run(
+    context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Master, scratch: Path
+) -> None:
     config = context.get_experiment_config()
     check_search(config)
     choose_threads()
@@ -92,10 +101,29 @@ def _run(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Ma
     learner = ActiveLearner(hp, splits.train.to(context.device), seed, ranks, progress_bar(ranks))
     description = RunDescription.of_trial(learner, splits, Goal.of_config(config))
     origin = {"experiment_id": info.trial.experiment_id, "trial_id": info.trial.trial_id}
-    trial = ActiveLearningTrial(context, learner, splits, description, master, origin, ranks)
+    checkpoint = info.latest_checkpoint
+    val: ImageStore | None = evaluated_part(splits.val, hp.evaluation_size)
+    assert val is not None
+    oracle: Oracle
+    questions = None
+    if hp.oracle == "people":
+        questions = Questions(context._core, master, scratch, origin)
+        checkpoint = questions.restore(checkpoint)
+        oracle = questions.oracle(learner, splits)
+        val, truth = oracle.labelled_validation(val), oracle.truth
+        if val is None:
+            questions.ask(checkpoint, 0, {})
+            return
+    else:
+        oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
+        truth = oracle.truth(torch.arange(len(splits.train)))
+    trial = ActiveLearningTrial(
+        context, learner, splits, description, master, origin, ranks, oracle, val, truth, questions
+    )
     if ranks.rank == 0:
         log_start(learner, splits, len(trial.val), len(trial.test))
-    resumed = _restore(trial, info.latest_checkpoint)
+    trial.latest_checkpoint = checkpoint
+    resumed = _restore(trial, checkpoint)
     if not learner.pretrain(lambda metrics: _report_pretraining(trial, metrics)):
         return  # paused
     reason = learner.stop_reason
@@ -108,14 +136,24 @@ def _run(context: pytorch.PyTorchTrialContext, info: det.ClusterInfo, master: Ma
     reports = {
         step for step in range(1, rounds * batches) if step % batches % hp.reporting_period == 0
     }
-    pytorch.Trainer(trial, context).fit(
-        max_length=pytorch.Epoch(rounds),
-        validation_period=pytorch.Epoch(1),
-        checkpoint_period=pytorch.Epoch(1),
-        checkpoint_policy="none",
-        reporting_period=pytorch.Batch(reports),
-        latest_checkpoint=resumed,
-    )
+    if isinstance(oracle, PeopleOracle):
+        oracle.reopen()
+    try:
+        pytorch.Trainer(trial, context).fit(
+            max_length=pytorch.Epoch(rounds),
+            validation_period=pytorch.Epoch(1),
+            checkpoint_period=pytorch.Epoch(1),
+            checkpoint_policy="none",
+            reporting_period=pytorch.Batch(reports),
+            latest_checkpoint=resumed,
+        )
+    except AwaitingLabelsError:
+        assert questions is not None
+        tables = {
+            names.METRICS: trial.reporter.metrics.to_csv(),
+            names.DESCRIPTION: description.to_json(),
+        }
+        questions.ask(trial.latest_checkpoint, learner.step, tables)
 
 
 # --- where a trial starts from ---------------------------------------------------------------
@@ -207,8 +245,11 @@ def _report_pretraining(trial: ActiveLearningTrial, metrics: dict[str, float]) -
 def _store(trial: ActiveLearningTrial, name: str, content: bytes) -> None:
     """Keep `content` as the only file of a checkpoint that lies before the first round."""
     if trial.ranks.rank == 0:
-        with trial.core.checkpoint.store_path({"steps_completed": 0}) as (folder, _):
+        with trial.core.checkpoint.store_path({"steps_completed": 0}) as (folder, identifier):
             (folder / name).write_bytes(content)
+            if trial.questions is not None:
+                trial.questions.store(folder)
+        trial.latest_checkpoint = identifier
 
 
 # --- mistakes --------------------------------------------------------------------------------
@@ -224,20 +265,36 @@ def _check_slots(info: det.ClusterInfo) -> None:
 
 
 @contextlib.contextmanager
-def _mistakes_reported(context: pytorch.PyTorchTrialContext, master: Master) -> Iterator[None]:
-    """Let a mistake of the user end the whole experiment, and a bad draw its trial alone."""
+def _mistakes_end_the_experiment(master: Master) -> Iterator[None]:
+    """For a mistake of the user, log one line, end the whole experiment and exit."""
     try:
         yield
     except UserError as error:
-        config = context.get_experiment_config()
-        if context.distributed.rank > 0:
+        if _rank() > 0:
             time.sleep(SECONDS_FOR_FIRST_RANK)
-            raise
-        if _is_bad_draw(error, config):
+        else:
+            logger.error("%s", error)
+            master.end_experiment(str(error))
+        raise SystemExit(USER_ERROR) from error
+
+
+@contextlib.contextmanager
+def _bad_draws_reported(context: pytorch.PyTorchTrialContext) -> Iterator[None]:
+    """Let a bad draw of a search end its trial alone."""
+    try:
+        yield
+    except UserError as error:
+        if _rank() > 0:
+            time.sleep(SECONDS_FOR_FIRST_RANK)
+        elif _is_bad_draw(error, context.get_experiment_config()):
             logger.error("%s", error)
             raise det.InvalidHP(str(error)) from error
-        master.end_experiment(str(error))
         raise
+
+
+def _rank() -> int:
+    """This process's number among all of the trial; the launcher sets it for each."""
+    return int(os.environ.get("RANK", 0))
 
 
 def _is_bad_draw(error: UserError, config: Mapping[str, Any]) -> bool:

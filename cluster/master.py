@@ -52,12 +52,31 @@ class Master:
             return client.get_trial(self._trial_id).state in STOPPING
         return False
 
+    def description(self) -> str:
+        """The experiment's description; empty where the master does not say."""
+        with tolerated("read the experiment's description"):
+            return client.get_experiment(self._experiment_id).description or ""
+        return ""
+
+    def describe_experiment(self, text: str) -> None:
+        """Replace the experiment's description."""
+        with tolerated("describe the experiment"):
+            client.get_experiment(self._experiment_id).set_description(text)
+
+    def pause_experiment(self, reason: str) -> None:
+        """Put `reason` into the experiment's description and pause the experiment."""
+        with tolerated("pause the experiment"):
+            experiment = client.get_experiment(self._experiment_id)
+            experiment.set_description(reason[:DESCRIPTION_LENGTH])
+            experiment.pause()
+
     def end_experiment(self, reason: str) -> None:
         """Put `reason` into the experiment's description and end the experiment."""
         with tolerated("end the experiment"):
             experiment = client.get_experiment(self._experiment_id)
             experiment.set_description(f"error: {reason}"[:DESCRIPTION_LENGTH])
-            experiment.kill()
+            # Killing it would end this container before its log has arrived.
+            experiment.cancel()
 
     def remove_optimizer(self, checkpoint: str) -> None:
         """Delete the optimizer's state from a checkpoint that no run continues from."""

@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from determined import core, pytorch
 from PIL import Image
+from torch import Tensor
 
 from active_learning import ActiveLearner, Observer, label_round
 from cluster.checkpoints import KeptCheckpoints
 from cluster.master import Master
-from data import Splits
+from cluster.questions import AwaitingLabelsError, Questions
+from data import ImageStore, Splits
 from reporting.metric_groups import training_metrics, validation_metrics
 from reporting.reporter import Reporter
 from run_folder.checkpoint import write_checkpoint
 from run_folder.description import RunDescription
 from training.loading import evaluated_part
-from training.oracle import Proposal, SimulatedOracle
+from training.oracle import Oracle, Proposal
 from training.ranks import Ranks
 from training.stopping import StopReason
 from training.threads import choose_threads
@@ -44,6 +46,10 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         master: knows whether the searcher has stopped the trial.
         origin: names experiment and trial, in every checkpoint.
         ranks: which data-parallel process this is.
+        oracle: answers the trial's queries.
+        val: the validation images to evaluate, with their labels.
+        truth: true labels of the pool, int64 [N], where they are known.
+        questions: asks people, where they are the oracle.
     """
 
     def __init__(
@@ -55,6 +61,10 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         master: Master,
         origin: Mapping[str, int],
         ranks: Ranks,
+        oracle: Oracle,
+        val: ImageStore,
+        truth: Tensor | None,
+        questions: Questions | None = None,
     ) -> None:
         self.context = context
         # Determined has no public name for the core context of a PyTorchTrialContext. Groups of
@@ -68,17 +78,17 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         self.kept_checkpoints = KeptCheckpoints(
             self.core.checkpoint, master, learner.hp.between_rounds == "keep"
         )
-        self.val, self.test = (
-            evaluated_part(split, learner.hp.evaluation_size).to(context.device)
-            for split in (splits.val, splits.test)
-        )
-        self.oracle = SimulatedOracle.of_trial(learner.hp, splits.train, learner.seed)
+        self.latest_checkpoint: str | None = None  # from which the trial can continue
+        self.val = val.to(context.device)
+        self.test = evaluated_part(splits.test, learner.hp.evaluation_size).to(context.device)
+        self.oracle = oracle
+        self.questions = questions
         self.reporter = Reporter(
             learner,
             splits,
             self.val,
             self.test,
-            self.oracle.truth(torch.arange(len(splits.train))),
+            truth,
             self.report,
             self.draw if learner.hp.tensorboard_pictures else None,
         )
@@ -107,7 +117,8 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
     ) -> dict[str, Any]:
         """The learner's next step, after a query where a round begins."""
         queries = _Queries()
-        label_round(self.learner, self.oracle, queries)
+        if not label_round(self.learner, self.oracle, queries):
+            raise AwaitingLabelsError
         self.learner.train_step(self.context.backward, self.context.step_optimizer)
         # Only now. A trial that resumes from the last round's end reports its query again, and of
         # what it had reported before the master keeps only what lies at or before that step.
@@ -215,6 +226,8 @@ class _Callback(pytorch.PyTorchCallback):
             trial.reporter.queries_csv(),
             trial.origin,
         )
+        if trial.questions is not None:
+            trial.questions.store(Path(checkpoint_dir))
 
     def on_checkpoint_load_start(self, checkpoint: dict[str, Any]) -> None:
         # The learner was restored before the Trainer began, so the Trainer loads what is there.
@@ -224,6 +237,7 @@ class _Callback(pytorch.PyTorchCallback):
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
         trial = self.trial
+        trial.latest_checkpoint = uuid
         if trial.ranks.rank == 0:
             goal = trial.description.goal
             latest = trial.reporter.metrics.latest(goal.metric)

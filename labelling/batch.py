@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageOps
-
 from errors import UserError
 from reporting.files import write_atomically
 
@@ -24,9 +22,6 @@ FORMAT = 1
 BATCH_FILE, IMAGES = "batch.json", "images"
 POOL, VALIDATION = "pool", "validation"
 FOLDER_NAME = re.compile(r"round_(\d{3,})(?:_part_(\d+))?|validation")
-# Only these parsers are tried, whatever a file is called.
-IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP")
-GREY_MODES = {"1", "L", "LA"}
 
 
 @dataclass(frozen=True)
@@ -129,6 +124,15 @@ def write_batch(folder: Path, batch: Batch) -> None:
         ) from error
 
 
+def parts_of_round(run: Path, round_: int) -> list[Path]:
+    """The folders of all complete batches of one round, in the order in which they were asked."""
+    return [
+        folder
+        for folder in batch_folders(run)
+        if (match := FOLDER_NAME.fullmatch(folder.name)) and match[1] == f"{round_:03d}"
+    ]
+
+
 def read_batch(folder: Path) -> Batch:
     """The batch in `folder`, without pixels.
 
@@ -165,11 +169,15 @@ def _png(item: BatchImage) -> bytes:
     """The image as PNG, upright and without the metadata of its file, which may name a patient."""
     if item.image is None:
         raise ValueError(f"image {item.index} has neither pixels nor a file")
-    import numpy as np  # half of the page's start-up time, and the page never comes here
+    # NumPy is half of the page's start-up time, and the page never comes here.
+    import numpy as np
+    from PIL import Image
+
+    from data_sources.image_file import read_picture
 
     buffer = io.BytesIO()
     if isinstance(item.image, Path):
-        _decode(item.image).save(buffer, "PNG")
+        read_picture(item.image).save(buffer, "PNG")
         return buffer.getvalue()
     pixels = np.asarray(item.image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
@@ -177,19 +185,6 @@ def _png(item: BatchImage) -> bytes:
     picture = pixels[0] if len(pixels) == 1 else np.moveaxis(pixels, 0, 2)
     Image.fromarray(np.ascontiguousarray(picture)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _decode(path: Path) -> Image.Image:
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            mode = "L" if image.mode in GREY_MODES else "RGB"
-            upright = ImageOps.exif_transpose(image).convert(mode)
-    # PIL's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
-    except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UserError(f"{path}: unusable image ({reason}); replace or remove it") from error
-    upright.info.clear()
-    return upright
 
 
 def _to_json(batch: Batch) -> dict[str, Any]:

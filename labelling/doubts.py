@@ -31,5 +31,10 @@ def read_doubts(run: Path) -> list[int]:
         raise UserError(f"{_path(run)}: damaged ({error}); remove it and ask again") from error
 
 
+def forget_doubts(run: Path) -> None:
+    """A batch asks them now."""
+    _path(run).unlink(missing_ok=True)
+
+
 def _path(run: Path) -> Path:
     return run / "labelling" / "doubts.json"

@@ -21,21 +21,39 @@ WAITING, LABELLED, SKIPPED, DISPUTED = "waiting", "labelled", "skipped", "disput
 class Outcome:
     """What is known of one image: `state`, and the class name or the skip reason that go with it.
 
-    A waiting image still needs annotators; a disputed one needs an adjudicator.
+    A waiting image still needs annotators; a disputed one needs an adjudicator. `by` names those
+    whose answer it is.
     """
 
     state: str
     answer: str | None = None
     skip: str | None = None
+    by: tuple[str, ...] = ()
+
+    @property
+    def decided(self) -> bool:
+        """Whether nobody has to look at the image any more."""
+        return self.state in (LABELLED, SKIPPED)
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What the learner takes: dataset index -> class index, or -> skip reason; what still waits."""
+    """What the learner takes.
+
+    Attributes:
+        labels: dataset index -> class index.
+        skipped: dataset index -> skip reason.
+        waiting: dataset indices of the images that have no outcome yet.
+        by: dataset index -> who labelled or skipped the image.
+        corrections: of a closed batch, the labels of earlier rounds that were changed until it was
+            closed: dataset index -> (class index, by whom). It has all of them, not only new ones.
+    """
 
     labels: dict[int, int]
     skipped: dict[int, str]
     waiting: tuple[int, ...]
+    by: dict[int, str]
+    corrections: dict[int, tuple[int, str]]
 
     @property
     def complete(self) -> bool:
@@ -51,7 +69,9 @@ def read_answers(folder: Path) -> Answers:
     """
     batch = read_batch(folder)
     closed = _read_closed(folder)
-    return _for_learner(batch, closed if closed is not None else outcomes_of(folder, batch))
+    if closed is not None:
+        return _for_learner(batch, *closed)
+    return _for_learner(batch, outcomes_of(folder, batch), {})
 
 
 def close_batch(folder: Path) -> Answers:
@@ -63,22 +83,24 @@ def close_batch(folder: Path) -> Answers:
         UserError: images still wait, or a file is damaged.
     """
     batch = read_batch(folder)
-    log = AnswerLog(folder)
-    with log.locked():
-        outcomes = _read_closed(folder)
-        if outcomes is None:
+    with AnswerLog(folder).locked():
+        closed = _read_closed(folder)
+        if closed is None:
             outcomes = outcomes_of(folder, batch)
-            answers = _for_learner(batch, outcomes)
-            if not answers.complete:
+            waiting = [index for index, outcome in outcomes.items() if not outcome.decided]
+            if waiting:
                 raise UserError(
-                    f"{folder}: {len(answers.waiting)} of {len(batch.images)} images wait for an "
-                    "answer; label them first"
+                    f"{folder}: {len(waiting)} of {len(batch.images)} images wait for an answer; "
+                    "label them first"
                 )
-            values = {str(index): [o.answer, o.skip] for index, o in outcomes.items()}
-            write_atomically(
-                folder / CLOSED_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n"
-            )
-    return _for_learner(batch, outcomes)
+            changed = _corrections(folder.parent.parent, batch.split)
+            for item in batch.images:
+                outcome = outcomes[item.index]
+                if item.label is not None and outcome.answer is not None:
+                    changed[item.index] = batch.class_index(outcome.answer), _names(outcome)
+            closed = outcomes, changed
+            write_atomically(folder / CLOSED_FILE, _closed_text(*closed))
+    return _for_learner(batch, *closed)
 
 
 def is_closed(folder: Path) -> bool:
@@ -139,41 +161,69 @@ def _outcome(votes: Mapping[tuple[str, str], Answer], needed: int) -> Outcome:
     (winner, most), *others = counts.most_common()
     if others and others[0][1] == most:
         return Outcome(DISPUTED)
+    by = tuple(sorted(vote.annotator for vote in votes.values() if vote.answer == winner))
     if winner is not None:
-        return Outcome(LABELLED, answer=winner)
+        return Outcome(LABELLED, answer=winner, by=by)
     reasons = Counter(vote.skip for vote in votes.values() if vote.skip is not None)
-    return Outcome(SKIPPED, skip=reasons.most_common(1)[0][0])
+    return Outcome(SKIPPED, skip=reasons.most_common(1)[0][0], by=by)
 
 
 def _decided(line: Answer) -> Outcome:
     if line.answer is not None:
-        return Outcome(LABELLED, answer=line.answer)
-    return Outcome(SKIPPED, skip=line.skip)
+        return Outcome(LABELLED, answer=line.answer, by=(line.annotator,))
+    return Outcome(SKIPPED, skip=line.skip, by=(line.annotator,))
 
 
-def _for_learner(batch: Batch, outcomes: Mapping[int, Outcome]) -> Answers:
-    labels, skipped, waiting = {}, {}, []
+def _for_learner(
+    batch: Batch, outcomes: Mapping[int, Outcome], changed: Mapping[int, tuple[int, str]]
+) -> Answers:
+    again = {item.index for item in batch.images if item.label is not None}
+    labels, skipped, waiting, by = {}, {}, [], {}
     for index, outcome in outcomes.items():
-        if outcome.answer is not None:
-            labels[index] = batch.class_index(outcome.answer)
-        elif outcome.skip is not None:
-            skipped[index] = outcome.skip
-        else:
+        if not outcome.decided:
             waiting.append(index)
-    return Answers(labels, skipped, tuple(waiting))
+        elif index in again:
+            continue  # the image has a label; another one is a correction
+        elif outcome.answer is not None:
+            labels[index] = batch.class_index(outcome.answer)
+        else:
+            skipped[index] = str(outcome.skip)
+        by[index] = _names(outcome)
+    return Answers(labels, skipped, tuple(waiting), by, dict(changed))
 
 
-def _read_closed(folder: Path) -> dict[int, Outcome] | None:
+def _names(outcome: Outcome) -> str:
+    return " and ".join(outcome.by)
+
+
+def _closed_text(outcomes: Mapping[int, Outcome], changed: Mapping[int, tuple[int, str]]) -> str:
+    values = {
+        "outcomes": {str(i): [o.answer, o.skip, list(o.by)] for i, o in outcomes.items()},
+        "corrections": {str(index): list(correction) for index, correction in changed.items()},
+    }
+    return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+
+
+def _read_closed(
+    folder: Path,
+) -> tuple[dict[int, Outcome], dict[int, tuple[int, str]]] | None:
     path = folder / CLOSED_FILE
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        return {
-            int(index): Outcome(LABELLED if answer is not None else SKIPPED, answer, skip)
-            for index, (answer, skip) in values.items()
+        outcomes = {
+            int(index): Outcome(
+                LABELLED if answer is not None else SKIPPED, answer, skip, tuple(by)
+            )
+            for index, (answer, skip, by) in values["outcomes"].items()
         }
+        changed = {
+            int(index): (int(label), str(who))
+            for index, (label, who) in values["corrections"].items()
+        }
+        return outcomes, changed
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise UserError(f"{path}: damaged ({error}); put it back from a copy") from error
 
 
@@ -199,7 +249,7 @@ def current_outcomes(run: Path, split: str) -> dict[int, Current]:
         closed = _read_closed(folder)
         if closed is None or read_batch(folder).split != split:
             continue
-        for index, outcome in closed.items():
+        for index, outcome in closed[0].items():
             if index not in found:
                 found[index] = Current(folder, outcome)
             elif outcome.state == LABELLED:  # a doubtful label that is skipped stays as it is
@@ -218,8 +268,16 @@ def corrections(run: Path, split: str = POOL) -> dict[int, int]:
     Raises:
         UserError: a file of a batch is damaged.
     """
+    return {index: label for index, (label, _) in _corrections(run, split).items()}
+
+
+def _corrections(run: Path, split: str) -> dict[int, tuple[int, str]]:
+    """`corrections`, with those who made them."""
     return {
-        index: read_batch(current.folder).class_index(current.outcome.answer)
+        index: (
+            read_batch(current.folder).class_index(current.outcome.answer),
+            _names(current.outcome),
+        )
         for index, current in current_outcomes(run, split).items()
         if current.corrected and current.outcome.answer is not None
     }

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
+from torch import Tensor
 
 from active_learning import ActiveLearner, Evaluation, Observer
 from data import ImageStore, Splits
@@ -22,7 +22,7 @@ from run_folder.names import BACKBONE, TENSORBOARD, UNFINISHED_BACKBONE
 from run_folder.tables import MetricsTable
 from run_folder.writer import RunFolder
 from training.backbone_file import backbone_bytes
-from training.oracle import Proposal, SimulatedOracle
+from training.oracle import Proposal
 from training.ranks import Ranks
 from training.stopping import StopReason
 from training.threads import choose_threads
@@ -37,6 +37,7 @@ class LocalObserver(Observer):
     """Keeps the run folder's books on the first rank; on the others it only joins in sums.
 
     Args:
+        truth: true labels of the pool, int64 [N], where they are known.
         folder: None on all ranks but the first.
     """
 
@@ -46,7 +47,7 @@ class LocalObserver(Observer):
         splits: Splits,
         val: ImageStore,
         test: ImageStore,
-        oracle: SimulatedOracle,
+        truth: Tensor | None,
         folder: RunFolder | None,
         ranks: Ranks,
     ) -> None:
@@ -58,13 +59,12 @@ class LocalObserver(Observer):
         self._bar = StepsBar(ranks)
         self._saved_pretraining = 0
         self._writer: SummaryWriter | None = None
-        everything = torch.arange(len(splits.train))
         self._reporter = Reporter(
             learner,
             splits,
             val,
             test,
-            oracle.truth(everything),
+            truth,
             self._send,
             self._picture if learner.hp.tensorboard_pictures else None,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from active_learning import ActiveLearner, run
 from data import Splits
-from errors import OK, UserError
+from errors import AWAITING_LABELS, OK, UserError
+from labelling.oracle import PeopleOracle
 from local import process_group
 from local.observer import LocalObserver
 from reporting.run_progress import progress_bar
@@ -30,7 +33,7 @@ from training.devices import check_devices
 from training.experiment_config import drawn_config, load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
-from training.oracle import SimulatedOracle
+from training.oracle import Oracle, SimulatedOracle
 from training.ranks import Ranks
 from training.search_rules import check_search
 from training.threads import choose_threads
@@ -49,6 +52,7 @@ class Request:
     data_dir: in place of hyperparameters.data_dir.
     output_dir: the run folder to make.
     settings: NAME=VALUE texts that change the configuration.
+    wait: with oracle: people, stay until a round is labelled instead of ending.
     """
 
     config: Path
@@ -56,10 +60,11 @@ class Request:
     data_dir: Path | None = None
     output_dir: Path | None = None
     settings: tuple[str, ...] = ()
+    wait: bool = False
 
 
 def run_locally(request: Request) -> int:
-    """Do what `request` asks for; the exit status.
+    """Do what `request` asks for; the exit status, `AWAITING_LABELS` where people have to label.
 
     Raises:
         UserError: a mistake of the user, before any training, or one that ends the training.
@@ -125,14 +130,30 @@ def _run(
                 f"--resume {folder.path}: {difference}; resume with what the run was started with"
             )
 
-    val, test = (
-        evaluated_part(split, hp.evaluation_size).to(device) for split in (splits.val, splits.test)
-    )
-    oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
-    observer = LocalObserver(learner, splits, val, test, oracle, folder if first else None, ranks)
-    cleanup.callback(observer.close)
     # The first rank alone looks after the folder; the others hear from it.
     path = process_group.from_first_rank(folder.path if folder else Path(), ranks)
+    val, test = (evaluated_part(split, hp.evaluation_size) for split in (splits.val, splits.test))
+    oracle: Oracle
+    truth: Tensor | None
+    if hp.oracle == "people":
+        if request.wait and ranks.size > 1:
+            raise UserError(
+                f"--wait: {ranks.size} processes cannot wait for people; leave it out, and resume "
+                "when the round is labelled"
+            )
+        share = functools.partial(process_group.from_first_rank, ranks=ranks)
+        oracle = PeopleOracle(path, learner, splits, first, share, request.wait)
+        labelled_val = oracle.labelled_validation(val)
+        if labelled_val is None:
+            return _awaiting_labels(path, first)
+        val = labelled_val
+        truth = oracle.truth
+    else:
+        oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
+        truth = oracle.truth(torch.arange(len(splits.train)))
+    val, test = val.to(device), test.to(device)
+    observer = LocalObserver(learner, splits, val, test, truth, folder if first else None, ranks)
+    cleanup.callback(observer.close)
     checkpoint = process_group.from_first_rank(checkpoint, ranks)
     if checkpoint is not None:
         observer.resume_with(restore_checkpoint(checkpoint, learner))
@@ -151,6 +172,8 @@ def _run(
             logger.info("nothing left to do: the run is finished (%s)", reason.text)
         return OK
     learner.train_network = process_group.parallel(learner.network, ranks, device)
+    if isinstance(oracle, PeopleOracle):
+        oracle.reopen()
     try:
         for evaluation in run(learner, oracle, val, test, observer):
             observer.evaluated(evaluation)
@@ -158,9 +181,20 @@ def _run(
         if first:
             logger.info("stopped; resume with: python model_def.py --resume %s", path)
         raise
+    if not learner.finished:
+        return _awaiting_labels(path, first)
     if first:
         logger.info("finished: %s", path)
     return OK
+
+
+def _awaiting_labels(path: Path, first: bool) -> int:
+    if first:
+        logger.info(
+            "waiting for labels: python -m tools.label %s; then: python model_def.py --resume %s",
+            path, path,
+        )  # fmt: skip
+    return AWAITING_LABELS
 
 
 def make_learner(

@@ -12,7 +12,6 @@ from .scores import (
     refuse_nan,
     required_embeddings,
     required_probabilities,
-    top_k_stable,
 )
 from .uncertainty import margin_uncertainty
 
@@ -20,7 +19,7 @@ MAX_POOL = 16_000  # candidates in the kernel matrix
 FLOAT32_UP_TO = 4_000  # above, the matrix is kept in half precision
 MAX_HERDING_RADIUS = 1.0  # the authors' value for vectors of length 1
 SMALLEST_SQUARED_RADIUS = 1e-6  # below, two vectors of length 1 are taken for copies
-EVALUATED = 64  # candidates whose gain is computed at a time
+EVALUATED = 32  # candidates whose gain is computed at a time
 
 
 def max_herding(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
@@ -135,14 +134,17 @@ def _similarities(points: Points, squared_radius: float) -> Tensor:
 
 
 def _largest_gain(similarity: Tensor, covered: Tensor, weights: Tensor, gains: Tensor) -> Tensor:
-    """Position (int64 [1]) of the largest gain; updates `gains` in place where it looks."""
-    order = top_k_stable(gains, len(gains))
-    highest = -torch.inf
-    for start in range(0, len(order), EVALUATED):
-        if float(gains[order[start]]) < highest:
-            break
-        rows = order[start : start + EVALUATED]
-        added = (similarity[rows].float() - covered).clamp_min_(0) @ weights
-        gains[rows] = torch.where(gains[rows] == -torch.inf, gains[rows], added)  # picked already
-        highest = max(highest, float(gains[rows].max()))
-    return top_k_stable(gains, 1)
+    """Position (int64 [1]) of the largest gain; the smaller position wins a tie.
+
+    gains: [n], upper bounds on the gains, and -inf for the picks. They are replaced by the gains
+    themselves, in place, from the largest down, until a gain is at least as large as every bound.
+    """
+    computed = torch.zeros_like(gains, dtype=torch.bool)
+    while True:
+        best = gains.argmax(dim=0, keepdim=True)
+        if bool(computed[best]):
+            return best
+        rows = torch.cat([best, gains.topk(min(EVALUATED, len(gains))).indices])
+        rows = rows[~computed[rows] & (gains[rows] > -torch.inf)]
+        gains[rows] = (similarity[rows].float() - covered).clamp_min_(0) @ weights
+        computed[rows] = True

@@ -2,7 +2,9 @@
 
 Nearly the same means: reduced to `SIDE` pixels, and each channel's mean subtracted, the pixels of
 two images correlate at `threshold` or more. This finds a copy that was compressed anew, made
-brighter or given more contrast. It does not find a copy that was shifted, turned or cropped.
+brighter or given more contrast. It does not find a copy that was shifted, turned or cropped. Parts
+that are black, or white, in nearly all images, such as the surroundings of a round field of view,
+do not count: they would make all images alike.
 
 Every image is compared with the images of its own split and of each earlier split. It counts as a
 copy as soon as one of them is like it, so a test image with a copy in the training split is never
@@ -23,6 +25,8 @@ from torch import Tensor
 from reporting.progress import progress
 
 SIDE = 32
+FRAME = 4.0  # grey levels from black or white within which a frame lies
+FRAME_SHARE = 0.95  # of the images, in which a pixel of a frame is black, or white
 FLAT = 1.0  # grey levels: an image whose pixels deviate less from their mean is compared to none
 COMPONENTS = 96
 SAMPLE = 2048  # images that the principal components come from
@@ -85,10 +89,11 @@ def near_copies(
         generator: draws the images that the components come from.
     """
     drawn = chosen[torch.randperm(len(chosen), generator=generator)[:SAMPLE]]
-    components = _components(_standardised(_gather(splits, drawn)), generator)
+    images = Standardised(splits, _inside(_reduced(_gather(splits, drawn))))
+    components = _components(images[drawn], generator)
     features = torch.cat(
         [
-            _features(_standardised(_gather(splits, part)), components)
+            _features(images[part], components)
             for part in progress(chosen.split(BLOCK), "projecting")
         ]
     )
@@ -103,7 +108,7 @@ def near_copies(
     for start, end, split in progress(blocks, "comparing"):
         for other in range(split + 1):
             found += _block_copies(
-                splits,
+                images,
                 chosen,
                 features,
                 (start, end),
@@ -114,7 +119,7 @@ def near_copies(
 
 
 def _block_copies(
-    splits: Sequence[Tensor],
+    images: Standardised,
     chosen: Tensor,
     features: Tensor,
     rows: tuple[int, int],
@@ -142,29 +147,23 @@ def _block_copies(
             number = torch.arange(len(row)) - torch.searchsorted(row, row)
             now = number < wanted[row]
             pair = torch.stack([chosen[column[now] + left], chosen[searching[row[now]]]])
-            similarity = torch.cat([_similarity(splits, part) for part in pair.split(BLOCK, 1)])
+            similarity = torch.cat([_similarity(images, part) for part in pair.split(BLOCK, 1)])
             alike = similarity >= threshold
             found.append(torch.cat([pair.double(), similarity[None].double()])[:, alike])
             wanted -= torch.bincount(row[now][alike], minlength=len(wanted))
             later = ~now & (wanted[row] > 0)
             row, column = row[later], column[later]
             if len(row) > MANY_CANDIDATES and not sifted:
-                passing = _alike(splits, chosen[searching], chosen[left:right], threshold)
+                passing = images[chosen[searching]] @ images[chosen[left:right]].T
+                passing = passing >= threshold - ROUNDING
                 row, column = torch.stack([row, column])[:, passing[row, column]]
                 sifted = True
     return found
 
 
-def _alike(splits: Sequence[Tensor], first: Tensor, second: Tensor, threshold: float) -> Tensor:
-    """Bool [a, b]: which images at positions `first` [a] are like which at `second` [b]."""
-    rows, columns = (_standardised(_gather(splits, positions)) for positions in (first, second))
-    return rows @ columns.T >= threshold - ROUNDING
-
-
-def _similarity(splits: Sequence[Tensor], pair: Tensor) -> Tensor:
+def _similarity(images: Standardised, pair: Tensor) -> Tensor:
     """Float32 [p]: the correlations of the pairs [2, p], by all pixels."""
-    first, second = (_standardised(_gather(splits, side)) for side in pair)
-    return (first * second).sum(1).clamp(max=1)
+    return (images[pair[0]] * images[pair[1]]).sum(1).clamp(max=1)
 
 
 def _sorted_pairs(found: Sequence[Tensor]) -> Pairs:
@@ -192,15 +191,38 @@ def _features(standardised: Tensor, components: Tensor) -> Tensor:
     return torch.cat([inside, rest[:, None]], dim=1)
 
 
-def _standardised(images: Tensor) -> Tensor:
-    """uint8 [n, C, S, S] as float32 [n, D] of length 1, or 0 for flat images."""
-    pixels = images.float()
-    if images.shape[-1] > SIDE:
-        pixels = F.interpolate(pixels, (SIDE, SIDE), mode="area")
-    pixels = (pixels - pixels.mean((2, 3), keepdim=True)).flatten(1)
-    length = pixels.norm(dim=1, keepdim=True)
-    flat = length < FLAT * pixels.shape[1] ** 0.5
-    return pixels.div_(length.clamp(min=1e-6)).masked_fill_(flat, 0)
+def _reduced(images: Tensor) -> Tensor:
+    """uint8 [n, C, S, S] as float32 [n, C, s, s] with s at most `SIDE`."""
+    if images.shape[-1] <= SIDE:
+        return images.float()
+    return F.interpolate(images.float(), (SIDE, SIDE), mode="area")
+
+
+def _inside(reduced: Tensor) -> Tensor:
+    """Bool [s, s]: pixels that are neither black nor white in most of the images [n, C, s, s]."""
+    black = (reduced.amax(1) <= FRAME).float().mean(0) >= FRAME_SHARE
+    white = (reduced.amin(1) >= 255 - FRAME).float().mean(0) >= FRAME_SHARE
+    inside = ~(black | white)
+    return inside if inside.any() else torch.ones_like(inside)
+
+
+@dataclass(frozen=True)
+class Standardised:
+    """The images of all splits, laid end to end, ready to be correlated by a product.
+
+    splits: uint8 [n, C, S, S] each. inside: bool [s, s], pixels that count.
+    """
+
+    splits: Sequence[Tensor]
+    inside: Tensor
+
+    def __getitem__(self, positions: Tensor) -> Tensor:
+        """Float32 [n, D] of length 1 at int64 [n]; 0 for flat images."""
+        pixels = _reduced(_gather(self.splits, positions))[..., self.inside]
+        pixels = (pixels - pixels.mean(2, keepdim=True)).flatten(1)
+        length = pixels.norm(dim=1, keepdim=True)
+        flat = length < FLAT * pixels.shape[1] ** 0.5
+        return pixels.div_(length.clamp(min=1e-6)).masked_fill_(flat, 0)
 
 
 def _gather(splits: Sequence[Tensor], positions: Tensor) -> Tensor:

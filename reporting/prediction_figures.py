@@ -28,6 +28,7 @@ MARKERS = ("o", "^", "s", "D")
 GREY = "#BBBBBB"
 NAME_WIDTH = 24  # columns of a class name
 DARK = 0.6  # a cell of a deeper shade has white text
+COLUMNS = 16  # of rounds in a table of cells, at most
 # Classes shown at most: rows of a table of cells, small diagrams, curves, pairs of bars.
 CELLS, PANELS, CURVES, BARS = 30, 24, 20, 40
 
@@ -101,9 +102,10 @@ def class_mix(
     """Queried images of each class: counts [rounds, C], shaded by their share of the round.
 
     `pool` [C] is the number of images in the whole pool, shown in a column of its own. Of more than
-    `most` classes, the most queried are shown; the others are one class.
+    `most` classes, the most queried are shown; the others are one class. Many rounds share columns.
     """
     names = list(class_names)
+    counts, ticks = _merged_rounds(counts)
     table = counts if pool is None else torch.cat([counts, pool.unsqueeze(0)])
     if len(names) > most:
         chosen = telling_classes(-counts.sum(0), most - 1)
@@ -114,7 +116,6 @@ def class_mix(
     rounds = len(counts)
     shares = table.double() / table.sum(1, keepdim=True).clamp(min=1)
     texts = [[f"{int(count)}" for count in row] for row in table[:rounds].T.tolist()]
-    ticks = [*map(str, range(rounds))]
     if pool is not None:
         ticks.append("whole\npool")
         for row, share in zip(texts, shares[-1].tolist(), strict=True):
@@ -129,6 +130,18 @@ def class_mix(
         axes.axvline(rounds - 0.5, color="black", linewidth=2)
     axes.set(xlabel="round")
     return png(figure)
+
+
+def _merged_rounds(counts: Tensor) -> tuple[Tensor, list[str]]:
+    """Counts [rounds, C] in at most `COLUMNS` rows, and which rounds each of them holds."""
+    size = -(-len(counts) // COLUMNS)
+    parts = counts.split(size)
+    firsts = range(0, len(counts), size)
+    names = [
+        str(first) if len(part) == 1 else f"{first}-{first + len(part) - 1}"
+        for first, part in zip(firsts, parts, strict=True)
+    ]
+    return torch.stack([part.sum(0) for part in parts]), names
 
 
 def class_curves(

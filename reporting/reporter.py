@@ -120,6 +120,7 @@ class Reporter:
                 **val,
                 **test,
                 "temperature": temperature,
+                "val_images": int(known.sum()),  # which an interval around the accuracy needs
                 **class_metrics("val", evaluation.val_logits, self._val.labels, names),
                 **class_metrics("test", evaluation.test_logits, self._test.labels, names),
             },

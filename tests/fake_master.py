@@ -102,7 +102,7 @@ class FakeMaster:
         self.acknowledged: list[str] = []  # allocations that have acknowledged preemption
         self.trial_state = "STATE_RUNNING"
         self.description = ""  # of the experiment
-        self.killed = False  # the experiment, by the trial
+        self.canceled = False  # the experiment, by the trial
         self.deleted: list[str] = []  # checkpoints, by the trial
         self.removed_files: list[tuple[str, str]] = []  # checkpoint and glob
         self._preempt_at: Condition = None
@@ -168,7 +168,7 @@ class FakeMaster:
             ("GET", r"/api/v1/trials/1", self._trial),
             ("GET", rf"/api/v1/experiments/{EXPERIMENT_ID}", self._experiment),
             ("PATCH", rf"/api/v1/experiments/{EXPERIMENT_ID}", self._experiment),
-            ("POST", rf"/api/v1/experiments/{EXPERIMENT_ID}/kill", self._kill),
+            ("POST", rf"/api/v1/experiments/{EXPERIMENT_ID}/cancel", self._cancel),
             ("PATCH", r"/api/v1/checkpoints", self._deleted_checkpoints),
             ("GET", r"/api/v1/checkpoints/[^/]+", self._one_checkpoint),
             ("POST", r"/api/v1/checkpoints/rm", self._remove_files),
@@ -255,8 +255,8 @@ class FakeMaster:
             }
         }
 
-    def _kill(self, request: Request) -> tuple[int, dict[str, Any]]:
-        self.killed = True
+    def _cancel(self, request: Request) -> tuple[int, dict[str, Any]]:
+        self.canceled = True
         return 200, {}
 
     def _deleted_checkpoints(self, request: Request) -> tuple[int, dict[str, Any]]:
@@ -377,7 +377,10 @@ class Trial:
         # Determined keeps event files in /tmp/tensorboard-ALLOCATION-0, so it has to be unique.
         self.allocation_prefix = f"1.{uuid.uuid4()}."
         storage = {"type": "shared_fs", "host_path": "/checkpoints", "propagation": "rprivate"}
-        self.config = {**config, "checkpoint_storage": {**config["checkpoint_storage"], **storage}}
+        self.config = {
+            **config,
+            "checkpoint_storage": {**config.get("checkpoint_storage", {}), **storage},
+        }
         self.hparams: dict[str, Any] = self.config["hyperparameters"]
         model = folder / "run" / "determined" / "train" / "model"
         for part in (model, folder / "run" / "determined" / "info", self.storage):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ from errors import UserError
 from reporting.grad_cam import grad_cam
 from resnet_custom import SplitNetwork
 from tests.conftest import ask, small_values
+from training.embedding import Embedder
 from training.hyperparameters import Hyperparameters
 from training.optimisation import shrink_and_perturb
 
@@ -144,6 +146,18 @@ def test_grey_is_colour_of_three_equal_channels(architecture: str) -> None:
     grey, colour = build(architecture, channels=1).eval(), build(architecture).eval()
     images = pictures(channels=1)
     torch.testing.assert_close(grey(images), colour(images.repeat(1, 3, 1, 1)))
+
+
+@pytest.mark.parametrize("architecture", MODELS)
+def test_embedding_of_an_image_does_not_depend_on_the_batch(architecture: str) -> None:
+    """Images are embedded in eval mode, also where BatchNorms are not folded away."""
+    network = build(architecture).train()
+    network(pictures())  # so that the running statistics are not those of the batch
+    embedder = Embedder(network, torch.float32)
+    expected = copy.deepcopy(network).eval().embed(pictures()).detach()
+    torch.testing.assert_close(embedder(pictures()), expected, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(embedder(pictures()[:1]), expected[:1], atol=1e-4, rtol=1e-3)
+    assert network.training
 
 
 def test_vgg16_keeps_positions_of_a_small_image() -> None:

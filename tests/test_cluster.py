@@ -411,10 +411,11 @@ def test_a_mistake_ends_the_experiment_with_one_line(
     assert processes.wait(trial.start()) == 2
     master, log = trial.master, trial.log.read_text()
     assert master.refused == []
-    assert master.killed
+    assert master.canceled
     assert master.description.startswith(f"error: {complaint}")
     assert master.bodies("/early_exit") == []  # which the master would count as completed
-    assert log.splitlines()[-1].startswith(f"error: {complaint}")
+    (line,) = [line for line in log.splitlines() if complaint in line]
+    assert line.startswith("ERROR: ")  # Determined reads the level from the start
     assert "Traceback" not in log
 
 
@@ -426,7 +427,7 @@ def test_a_bad_draw_of_a_search_ends_its_trial_alone(make_trial: Callable[..., T
     trial.hparams = {**trial.hparams, "label_budget": 5000}
     assert processes.wait(trial.start()) == 0, trial.log.read_text()
     assert trial.master.bodies("/early_exit") == [{"reason": "EXITED_REASON_INVALID_HP"}]
-    assert not trial.master.killed
+    assert not trial.master.canceled
     assert "hyperparameters.label_budget: 5000" in trial.log.read_text()
 
 
@@ -437,7 +438,7 @@ def test_a_trial_that_diverges_ends_the_experiment(make_trial: Callable[..., Tri
     assert processes.wait(trial.start()) == 2, trial.log.read_text()
     master = trial.master
     assert master.refused == []
-    assert master.killed
+    assert master.canceled
     assert "the training loss is nan in round 0" in master.description
     assert master.checkpoints == []  # weights that are no numbers are not kept
 
@@ -470,10 +471,13 @@ def test_more_ranks_than_slots_are_refused(make_trial: Callable[..., Trial]) -> 
     variables = {**trial.environment(), "WORLD_SIZE": "3", "RANK": "0"}
     prepare = functools.partial(enter_container, trial.folder)
     assert processes.wait(processes.start([], trial.log, variables, prepare)) == 2
-    assert trial.log.read_text().splitlines()[-1] == (
-        "error: resources.slots_per_trial: 1, and 3 processes were started; raise it, or leave "
-        "their number to determined.launch.torch_distributed"
+    (line,) = [one for one in trial.log.read_text().splitlines() if "slots_per_trial" in one]
+    assert line.startswith("ERROR: ")
+    assert line.endswith(
+        "resources.slots_per_trial: 1, and 3 processes were started; raise it, or leave their "
+        "number to determined.launch.torch_distributed"
     )
+    assert trial.master.canceled
 
 
 def test_two_slots_paused_and_gone_on_with(make_trial: Callable[..., Trial]) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from errors import UserError
 from reporting.forecast import SMALLEST_ERROR, forecast
+from run_folder.description import Goal, RunDescription
 from tools.compare import __main__ as command
 from tools.compare import statistics
 from tools.compare.comparison import compare
 from tools.compare.runs import find_runs
 from tools.compare.tables import plus_minus, saving_text
 from tools.evaluate.report import forecast_note
+from training.hyperparameters import Hyperparameters
 
 BUDGETS = np.array([100.0, 200.0, 300.0, 400.0])
 
@@ -35,10 +35,21 @@ def write_run(
 ) -> Path:
     """A run folder with what a comparison reads; test accuracies lie .01 below validation's."""
     folder.mkdir(parents=True)
-    hyperparameters = {"query_strategy": strategy, "seed": seed, "dataset": "digits"}
-    hyperparameters |= {"label_budget": 400, **settings}
-    (folder / "config.yaml").write_text(yaml.safe_dump({"hyperparameters": hyperparameters}))
-    (folder / "run.json").write_text(json.dumps({"dataset": "digits", "seed": seed, "data": data}))
+    settings = {"query_strategy": strategy, "dataset": "digits", "seed": seed, **settings}
+    description = RunDescription(
+        dataset="digits",
+        fingerprint=data,
+        seed=seed,
+        settings={**Hyperparameters().resolved(), "label_budget": 400, **settings},
+        class_names=("a", "b"),
+        image_size=8,
+        channels=1,
+        mean=(0.5,),
+        std=(0.2,),
+        goal=Goal(),
+        versions={},
+    )
+    (folder / "run.json").write_text(description.to_json())
     rows = [
         {"round": i, "labeled_samples": n, "val_accuracy": a, "test_accuracy": a - 0.01}
         for i, (n, a) in enumerate(zip(labels, accuracy, strict=True))
@@ -129,7 +140,7 @@ class TestStatistics:
         one = statistics.saving(BUDGETS, strategy, random, 0.6)
         assert one.ratio == pytest.approx(2)
         assert one.baseline_missed == 3
-        assert saving_text(one) == "≥ 2.00 (2.00 to 2.00); baseline missed by 3 of 3"
+        assert saving_text(one) == "≥ 2.00 (2.00 to 2.00), 3 of 3 censored"
 
     def test_no_saving_is_stated_where_the_strategy_misses_the_target(self) -> None:
         random = np.array([[0.1, 0.2, 0.3, 0.4]] * 3)
@@ -202,6 +213,15 @@ class TestComparison:
         assert set(comparison.groups) == {"random", "margin"}
         assert (comparison.baseline, comparison.seeds) == ("random", (0, 1, 2))
         assert comparison.saving("margin", 0.8).ratio == pytest.approx(400 / 250, rel=0.01)
+
+    def test_a_run_folder_and_its_checkpoints_are_read(self, small_run: Path) -> None:
+        (run,) = find_runs([small_run])
+        assert len(run.labels) == 3
+        assert run.settings["dataset"] == "digits"
+        checkpoints = find_runs([small_run / "checkpoints"])
+        last = max(checkpoints, key=lambda one: len(one.labels))
+        assert last.val.tolist() == run.val.tolist()
+        assert (last.settings, last.data, last.seed) == (run.settings, run.data, run.seed)
 
     def test_other_settings_name_the_group(self, tmp_path: Path) -> None:
         for queries in (50, 100):

@@ -1,8 +1,7 @@
-"""The YAML files: complete, valid for Determined 0.38, commented, and small to send."""
+"""The YAML files: short, valid for Determined 0.38, and sampled without a refusal."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from pathlib import Path
@@ -26,7 +25,6 @@ DEPRECATED = {
     "optimizations",
     "bind_mount",
 }
-NAMES = [field.name for field in dataclasses.fields(Hyperparameters)]
 
 
 def keys(node: Any) -> set[str]:
@@ -54,16 +52,6 @@ def test_there_are_configs() -> None:
 def test_files_are_short(config_file: Path) -> None:
     longest = 70 if config_file.name == "config.yaml" else 35
     assert 8 <= len(config_file.read_text(encoding="utf-8").splitlines()) <= longest
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_every_hyperparameter_is_read(name: str) -> None:
-    code = [
-        path.read_text(encoding="utf-8")
-        for path in ROOT.rglob("*.py")
-        if not {".venv", "tests", "benchmarks", "tools"} & set(path.relative_to(ROOT).parts)
-    ]
-    assert any(re.search(rf"\b(hp|self)\.{name}\b", text) for text in code)
 
 
 def test_samples_are_valid(config_file: Path) -> None:
@@ -110,13 +98,12 @@ def test_determined_accepts_it(config_file: Path) -> None:
     assert list(validator.iter_errors({**config, "serching": 1}))
 
 
-def test_only_the_clusters_package_knows_determined() -> None:
+def test_only_the_cluster_package_knows_determined() -> None:
     importing = re.compile(r"^\s*(from|import) determined", re.MULTILINE)
-    found = [
-        str(path.relative_to(ROOT))
+    packages = {
+        path.relative_to(ROOT).parts[0]
         for path in ROOT.rglob("*.py")
         if not {".venv", "tests"} & set(path.relative_to(ROOT).parts)
         and importing.search(path.read_text(encoding="utf-8"))
-    ]
-    assert found
-    assert {path.partition("/")[0] for path in found} == {"cluster"}
+    }
+    assert packages == {"cluster"}

@@ -4,6 +4,8 @@ command line on a small run."""
 from __future__ import annotations
 
 import base64
+import csv
+import dataclasses
 import io
 import json
 import math
@@ -26,16 +28,22 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
+from data_sources.sources import FileSources
+from errors import UserError
 from reporting import measures
 from reporting.calibration import fit_temperature
 from reporting.grad_cam import grad_cam
 from reporting.intervals import Estimate
 from resnet_custom import ARCHITECTURES, SplitNetwork
-from run_folder.reader import open_run
+from run_folder.reader import Run, open_run
 from tests.conftest import SHARED_DATA
 from tools import readme_figures
 from tools.evaluate import __main__ as evaluate
 from tools.evaluate import report as evaluation_report
+from tools.evaluate.measure import evaluate_split, group_accuracies
+from tools.evaluate.measure import report as evaluation_numbers
+from tools.evaluate.tables import mistakes_csv, text_table
+from tools.output_folder import write_output
 
 
 def made_up(classes: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -226,6 +234,86 @@ class TestCommandLine:
         for name in ("2", last["checkpoint"]["uuid"][:8]):
             assert open_run(copy, name).uuid == last["checkpoint"]["uuid"]
         assert re.search(r"^accuracy +0\.\d{3} \[", capsys.readouterr().out, re.MULTILINE)
+
+
+class TestGroups:
+    """Images of one patient count together."""
+
+    @pytest.fixture
+    def run(self, small_run: Path) -> Run:
+        """The small run, as if its test images were files of 30 patients."""
+        run = open_run(small_run)
+        test = run.splits.test
+        paths = tuple(f"p{index % 30}/{index}.png" for index in range(len(test)))
+        sources = FileSources(Path("/data"), paths)
+        return dataclasses.replace(
+            run,
+            splits=dataclasses.replace(run.splits, test=dataclasses.replace(test, sources=sources)),
+        )
+
+    def test_every_group_has_its_accuracy(self, run: Run) -> None:
+        evaluation = evaluate_split(run, "test", "^p[0-9]+")
+        rows = group_accuracies(evaluation)
+        assert {name for name, _, _ in rows} == {f"p{number}" for number in range(30)}
+        assert sum(images for _, images, _ in rows) == len(run.splits.test)
+        values = [accuracy.value for _, _, accuracy in rows]
+        assert values == sorted(values)
+        right = evaluation.probabilities.argmax(1) == run.splits.test.labels
+        assert dict((name, one.value) for name, _, one in rows)["p7"] == pytest.approx(
+            right[7::30].double().mean().item()
+        )
+        numbers = evaluation_numbers(run, evaluation)
+        assert len(numbers["groups"]) == 30
+        assert "p7" in text_table(run, evaluation) + evaluation_report.html_report(run, evaluation)
+        assert "/data/" not in mistakes_csv(run, evaluation)
+
+    def test_images_of_an_array_have_no_groups(self, small_run: Path) -> None:
+        with pytest.raises(UserError, match="--group-by"):
+            evaluate_split(open_run(small_run), "test", "^p[0-9]+")
+
+
+def test_mistakes_are_listed_with_their_sources(report: Path, small_run: Path) -> None:
+    run = open_run(small_run)
+    with (report / "mistakes.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    numbers = json.loads((report / "report.json").read_text(encoding="utf-8"))
+    wrong = numbers["images"] - np.trace(numbers["confusion_matrix"])
+    assert len(rows) == wrong > 0
+    confidences = [float(row["confidence"]) for row in rows]
+    assert confidences == sorted(confidences, reverse=True)
+    for row in rows:
+        assert row["image"] == run.splits.test.sources[int(row["index"])]
+        assert row["class"] == run.class_names[int(run.splits.test.labels[int(row["index"])])]
+        assert row["class"] != row["predicted"]
+
+
+def test_a_diverged_network_is_named(small_run: Path) -> None:
+    run = open_run(small_run)
+    with torch.no_grad():
+        run.inference.network.classifier.weight[0, 0] = torch.nan
+    with pytest.raises(UserError, match="no numbers"):
+        evaluate_split(run, "val")
+
+
+def test_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "report.json").mkdir()
+    with pytest.raises(UserError, match=r"--output-dir .*report\.json"):
+        write_output(tmp_path, {"report.json": ""})
+
+
+def test_unlabelled_images_are_left_out(small_run: Path) -> None:
+    run = open_run(small_run)
+    labels = run.splits.test.labels.clone()
+    labels[::2] = -1
+    test = dataclasses.replace(run.splits.test, labels=labels)
+    half = dataclasses.replace(run, splits=dataclasses.replace(run.splits, test=test))
+    evaluation = evaluate_split(half, "test")
+    assert len(evaluation.store) == len(labels) // 2
+    assert evaluation.store.sources[0] == run.splits.test.sources[1]
+    nothing = dataclasses.replace(test, labels=torch.full_like(labels, -1))
+    none = dataclasses.replace(run, splits=dataclasses.replace(run.splits, test=nothing))
+    with pytest.raises(UserError, match="label some"):
+        evaluate_split(none, "test")
 
 
 def test_figures_of_a_run(small_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +50,14 @@ def positions(pairs: Pairs) -> set[tuple[int, int]]:
     return set(zip(pairs.first.tolist(), pairs.second.tolist(), strict=True))
 
 
+def standardised(images: torch.Tensor) -> torch.Tensor:
+    """All pixels of the images, ready to be correlated."""
+    everything = torch.ones(min(images.shape[2], duplicates.SIDE), dtype=torch.bool)
+    return duplicates.Standardised([images], everything & everything[:, None])[
+        torch.arange(len(images))
+    ]
+
+
 class TestDuplicates:
     def test_equal_bytes_across_splits(self) -> None:
         images = smooth(20, 0)
@@ -77,7 +84,7 @@ class TestDuplicates:
             monkeypatch.setattr(duplicates, name, value)
         images = torch.cat([smooth(50, 0, size=size), smooth(50, 0, size=size).flip(3)])
         images = (images // 2 + smooth(1, 5, size=size) // 2).contiguous()  # all somewhat alike
-        whole = duplicates._standardised(images)
+        whole = standardised(images)
         expected = {(i, j) for i, j in ((whole @ whole.T).triu(1) >= 0.6).nonzero().tolist()}
         found = near_copies([images[:30], images[30:]], torch.arange(100), 0.6, generator())
         assert positions(found) == expected
@@ -86,6 +93,20 @@ class TestDuplicates:
     def test_flat_images_are_like_none(self) -> None:
         images = torch.full((6, 3, 24, 24), 200, dtype=torch.uint8)
         assert len(near_copies([images], torch.arange(6), 0.95, generator())) == 0
+
+    def test_a_common_black_frame_makes_no_images_alike(self) -> None:
+        """As in pictures of the retina: a bright disc on black."""
+        side = torch.linspace(-1, 1, 24)
+        disc = side**2 + side[:, None] ** 2 < 0.8
+        texture = torch.nn.functional.interpolate(
+            torch.randn(80, 1, 8, 8, generator=generator()), (24, 24), mode="bilinear"
+        )
+        images = ((130 + 12 * texture) * disc).clamp(0, 255).byte().repeat(1, 3, 1, 1)
+        images[79] = (1.2 * images[3].float()).clamp(0, 255).byte()
+        whole = standardised(images)
+        assert ((whole @ whole.T).triu(1) > 0.95).sum() > 1000
+        found = near_copies([images[:40], images[40:]], torch.arange(80), 0.95, generator())
+        assert positions(found) == {(3, 79)}
 
     def test_frames_of_a_film_are_listed_a_few_times_each(
         self, monkeypatch: pytest.MonkeyPatch
@@ -108,9 +129,9 @@ class TestDuplicates:
         compared: list[int] = []
         whole = duplicates._similarity
 
-        def counted(splits: Sequence[torch.Tensor], pair: torch.Tensor) -> torch.Tensor:
+        def counted(images: duplicates.Standardised, pair: torch.Tensor) -> torch.Tensor:
             compared.append(pair.shape[1])
-            return whole(splits, pair)
+            return whole(images, pair)
 
         monkeypatch.setattr(duplicates, "_similarity", counted)
         monkeypatch.setattr(duplicates, "MANY_CANDIDATES", 100)

@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from selenium import webdriver
 
+from errors import AWAITING_LABELS
 from labelling.batch import read_batch
 from labelling.log import AnswerLog
 from labelling.outcome import close_batch, corrections, read_answers
+from local.run import run_locally
 from tests.labelling_browser import Annotator, By, Keys, Page, serving, start_browser
 from tests.labelling_runs import CLASSES, made_up_run
+from tests.test_labelling_rounds import request
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +318,26 @@ def test_no_acknowledged_answer_is_lost_to_twenty_kills(
     assert {
         index: batch.class_names[label] for index, label in read_answers(folder).labels.items()
     } == shown
+
+
+def test_the_next_round_is_trained_from_the_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    """Round 0 is labelled, trained with progress in view, and the page goes on with round 1."""
+    run = tmp_path / "run"
+    assert run_locally(request(run, oracle="people", rounds=2)) == AWAITING_LABELS
+    with serving(run) as page:
+        ann = Annotator(browser, page.address, "ann")
+        assert ann.ask("return state.info.batch") == "round_000"
+        ann.keys("1", "2", "3")
+        ann.chord(Keys.CONTROL, "a")  # the images that wait
+        ann.keys("4")
+        ann.wait_saved()
+        ann.wait_until("return $('banner-text').textContent.includes('have their answer')")
+        browser.find_element(By.CSS_SELECTOR, "#banner-buttons button").click()
+        ann.wait_until("return $('banner-text').textContent.includes('is in training')")
+        ann.wait_until("return state.info.batch === 'round_001' && nodes.size > 0", 60)
+        assert "?" in browser.find_element(By.ID, "tile-0").text  # the network suggests now
+        ann.click("open-report")
+        ann.wait_until("return document.querySelectorAll('.chart .dot').length === 1")
 
 
 def test_a_label_in_training_is_corrected(browser: webdriver.Chrome, tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model_def
@@ -138,15 +138,17 @@ def test_seed_can_be_a_hyperparameter(finished: tuple[Path, str], tmp_path: Path
 
 
 def test_search_draws_one_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    plain = {n: v for n, v in SMALL.items() if n not in ("batch_size", "uncertainty_passes")}
-    settings = [f"hyperparameters.{n}={v}" for n, v in plain.items()]
-    settings += ["hyperparameters.dataset=digits", "hyperparameters.batch_size=8"]
-    settings += ["hyperparameters.rounds=1", "hyperparameters.stain_jitter=0.0"]
-    settings += ["hyperparameters.tensorboard_pictures=true"]
+    config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
+    names = ("batch_size", "uncertainty_passes", "query_strategy", "rounds")
+    plain = {name: value for name, value in SMALL.items() if name not in names}
+    config["hyperparameters"] |= {**plain, "dataset": "digits", "batch_size": 8, "rounds": 1}
+    config["hyperparameters"] |= {"label_budget": 10, "tensorboard_pictures": True}
+    config["searcher"] = {"name": "random", "metric": "val_loss", "max_trials": 4}
+    file = tmp_path / "search.yaml"
+    file.write_text(yaml.safe_dump(config), encoding="utf-8")
     run = tmp_path / "run"
-    arguments = ["--config", str(ROOT / "config.yaml"), "--output-dir", str(run)]
     with caplog.at_level("INFO"):
-        assert model_def.main([*arguments, "--set", *settings]) == 0
+        assert model_def.main(["--config", str(file), "--output-dir", str(run)]) == 0
     assert "one sample of the search space, drawn with seed 0: learning_rate: " in caplog.text
     used = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["hyperparameters"]
     assert isinstance(used["learning_rate"], float)

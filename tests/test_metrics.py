@@ -75,5 +75,5 @@ def test_meter_weighs_batches_by_size() -> None:
     meter = TrainingMeter(torch.device("cpu"))
     meter.update(torch.tensor(1.0), torch.eye(3), torch.tensor([0, 1, 2]))
     meter.update(torch.tensor(4.0), torch.eye(3)[:1], torch.tensor([2]))
-    assert meter.take() == (7.0, 3.0, 4.0)
-    assert meter.take() == (0.0, 0.0, 0.0)
+    assert meter.take().tolist() == [7.0, 3.0, 4.0]
+    assert meter.take().tolist() == [0.0, 0.0, 0.0]

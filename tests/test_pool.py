@@ -45,7 +45,7 @@ class TestPool:
         pool = Pool(3)
         pool.ask(torch.tensor([0, 2]), 0)
         states = torch.tensor([ImageState.LABELLED, ImageState.SKIPPED_UNUSABLE])
-        pool.answer(Answers(torch.tensor([0, 2]), torch.tensor([1, -1]), states, "anna"))
+        pool.answer(Answers(torch.tensor([0, 2]), torch.tensor([1, -1]), states, ("anna", "ben")))
         assert pool.labelled.tolist() == [0]
         assert pool.skipped.tolist() == [2]
         assert pool.unlabelled.tolist() == [1]
@@ -85,11 +85,11 @@ class TestPool:
         pool = Pool(3)
         pool.ask(torch.tensor([1]), 0)
         pool.answer(answers([1], [4]))
-        pool.correct(torch.tensor([1]), torch.tensor([2]), "ben")
+        pool.correct({1: (2, "ben")})
         assert pool.labels[1] == 2
         assert pool.annotators[pool.annotator[1]] == "ben"
         with pytest.raises(ValueError, match="not labelled"):
-            pool.correct(torch.tensor([0]), torch.tensor([2]), "ben")
+            pool.correct({0: (2, "ben")})
 
     def test_state_is_taken_over(self) -> None:
         pool, other = Pool(4), Pool(4)
@@ -118,7 +118,7 @@ class Skipping:
         skipped = min(self.count, len(labels))
         self.count -= skipped
         labels[:skipped], states[:skipped] = -1, ImageState.SKIPPED_UNSURE
-        return Answers(proposal.indices, labels, states, "anna")
+        return Answers(proposal.indices, labels, states, ("anna",) * len(labels))
 
 
 def test_skipped_images_are_replaced_within_the_round(make_learner: Build) -> None:

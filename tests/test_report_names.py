@@ -180,3 +180,12 @@ def test_the_classes_that_tell_most_are_shown() -> None:
     ranks = torch.tensor([0.9, torch.nan, 0.1, 0.5])
     assert prediction_figures.telling_classes(ranks, 2) == [2, 3]
     assert prediction_figures.telling_classes(ranks, 9) == [0, 1, 2, 3]
+
+
+def test_many_rounds_share_columns() -> None:
+    counts = torch.ones(35, 2, dtype=torch.int64)
+    merged, titles = prediction_figures._merged_rounds(counts)
+    assert titles[:2] == ["0-2", "3-5"]
+    assert titles[-1] == "33-34"
+    assert merged.sum(0).tolist() == [35, 35]
+    assert prediction_figures._merged_rounds(counts[:3])[1] == ["0", "1", "2"]

@@ -62,7 +62,7 @@ def test_the_reason_names_value_and_setting() -> None:
     reason = reason_to_stop(hp, SIZES, [RoundResult(0.4321, 0.5, None)] * 2, False)
     assert reason is not None
     assert reason.text == (
-        "val_loss has not come below the 0.4321 of round 0 in stop_after_rounds_without_gain: 1"
+        "no round since round 0 had a val_loss below its 0.4321 (stop_after_rounds_without_gain: 1)"
     )
 
 

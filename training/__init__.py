@@ -1,1 +1,1 @@
-"""How the network is trained and measured: hyperparameters, seeds, batches, rates and metrics."""
+"""Trains and measures the network: settings, seeds, batches, augmentation, scoring and metrics."""

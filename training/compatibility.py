@@ -21,6 +21,11 @@ def check_together(hp: Hyperparameters) -> None:
             "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
             "well, would make up for rare classes twice; set one of them false"
         )
+    if hp.label_noise and hp.oracle == "people":
+        raise UserError(
+            f"hyperparameters.label_noise: {hp.label_noise} is for the simulated annotator, and "
+            "oracle: people make their own mistakes; set label_noise: 0"
+        )
     _check_network(hp)
     _check_strategy(hp)
 

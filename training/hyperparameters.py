@@ -32,11 +32,10 @@ class Hyperparameters:
         "precision": "Computing and reporting",
         "rounds": "Active learning",
         "stop_at_val_accuracy": "Stopping early",
-        "label_noise": "Annotator",
+        "oracle": "Annotator",
         "query_strategy": "Query",
     }
 
-    # fmt: off: one declaration takes few lines, so that the list can be read as a table.
     seed: int = number(
         -1,
         "Seed of everything random; -1: derived from `reproducibility.experiment_seed`.",
@@ -362,6 +361,13 @@ class Hyperparameters:
         fixed_in_search=True,
     )
 
+    oracle: str = choice(
+        "simulated",
+        "Who labels: `simulated` knows the data set's labels; `people` label on a page.",
+        why="Methods are compared with labels that are known; `people` is for data without labels.",
+        allowed=("simulated", "people"),
+        fixed_in_search=True,
+    )
     label_noise: float = number(
         0.0,
         "Share of the simulated annotator's labels that are wrong.",
@@ -430,7 +436,6 @@ class Hyperparameters:
         unit="images",
     )
 
-    # fmt: on
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> Hyperparameters:
         """The defaults with `values` in their place, as they stand under `hyperparameters:`.

@@ -30,6 +30,7 @@ def load_data(hp: Hyperparameters, data_dir: Path | None = None, read_only: bool
         group_by=hp.group_by,
         max_pixels=hp.max_pixels,
         read_only=read_only,
+        allow_unlabelled=hp.oracle == "people",
     )
 
 

@@ -55,8 +55,8 @@ def macro_auc(probabilities: Tensor, labels: Tensor) -> Tensor:
     """Mean one-against-rest area under the ROC curve; float64 scalar on the device.
 
     Two classes: the area for the second one alone, as MedMNIST has it (Yang et al. 2023,
-    doi 10.1038/s41597-022-01721-8). A class that has no image among `labels`, or every image, has
-    no ROC curve and is left out of the mean; NaN if none is left.
+    doi 10.1038/s41597-022-01721-8). A class that has no image among `labels`, or all of them, has
+    no ROC curve and is left out of the mean. The result is NaN if no class is left.
     """
     classes = probabilities.shape[1]
     columns = [1] if classes == 2 else range(classes)
@@ -76,7 +76,7 @@ def _binary_auc(scores: Tensor, positive: Tensor) -> Tensor:
 
 
 class TrainingMeter:
-    """Loss and accuracy of training batches, summed on the device until somebody asks."""
+    """Sums the loss and the accuracy of training batches on the device until `take`."""
 
     def __init__(self, device: torch.device) -> None:
         self._sums = torch.zeros(3, dtype=torch.float32, device=device)

@@ -7,7 +7,7 @@ which are the positions of these rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any
 
@@ -38,19 +38,22 @@ class Answers:
     indices: int64 [k], distinct dataset indices.
     labels: int64 [k], class indices; -1 for a skipped image.
     states: int64 [k], of `ImageState`: LABELLED, or the reason of the skip.
-    annotator: who answered.
+    annotators: who answered, k names.
+    corrections: dataset index -> (class index, by whom), of labels that were changed since they
+        were given.
     """
 
     indices: Tensor
     labels: Tensor
     states: Tensor
-    annotator: str
+    annotators: tuple[str, ...]
+    corrections: Mapping[int, tuple[int, str]] = field(default_factory=dict)
 
     @classmethod
     def all_labelled(cls, indices: Tensor, labels: Tensor, annotator: str) -> Answers:
         """Answers that label every image and skip none."""
         states = torch.full((len(indices),), int(ImageState.LABELLED))
-        return cls(indices, labels, states, annotator)
+        return cls(indices, labels, states, (annotator,) * len(indices))
 
 
 class Pool:
@@ -114,17 +117,20 @@ class Pool:
         self._check_indices(answers.indices, ImageState.ASKED, "an answer names")
         self.state[answers.indices] = answers.states
         self.labels[answers.indices] = answers.labels
-        self.annotator[answers.indices] = self._annotator(answers.annotator)
+        positions = [self._annotator(name) for name in answers.annotators]
+        self.annotator[answers.indices] = torch.tensor(positions, dtype=torch.int64)
 
-    def correct(self, indices: Tensor, labels: Tensor, annotator: str) -> None:
-        """Replace the labels of labelled images by `labels` (int64 [k]).
+    def correct(self, corrections: Mapping[int, tuple[int, str]]) -> None:
+        """Replace labels of labelled images: dataset index -> (class index, by whom).
 
         Raises:
-            ValueError: an index occurs twice, is out of range or has no label.
+            ValueError: an index is out of range or has no label.
         """
+        indices = torch.tensor(list(corrections), dtype=torch.int64)
         self._check_indices(indices, ImageState.LABELLED, "a correction names")
-        self.labels[indices] = labels
-        self.annotator[indices] = self._annotator(annotator)
+        for index, (label, annotator) in corrections.items():
+            self.labels[index] = label
+            self.annotator[index] = self._annotator(annotator)
 
     def _check_indices(self, indices: Tensor, state: ImageState, what: str) -> None:
         if len(indices.unique()) != len(indices):

@@ -1,4 +1,4 @@
-"""Data-parallel ranks: who does which share of a sweep, and putting the shares together."""
+"""Divides work among data-parallel ranks, and puts their shares together."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process's `rank` among `size`; (0, 1) is a run without data parallelism."""
+    """The rank of this process among `size` processes; (0, 1) without data parallelism."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, count: int) -> slice:
-        """The consecutive part of `count` items that falls to this rank."""
+        """The slice of `count` items that this rank processes."""
         each = -(-count // self.size)
         return slice(min(count, self.rank * each), min(count, (self.rank + 1) * each))
 
     def gather(self, part: Tensor, count: int) -> Tensor:
-        """All ranks' `part`s [share, ...], cut as by `share`, as one tensor [count, ...]."""
+        """One tensor [count, ...] of all ranks' parts [share, ...], divided as `share` does."""
         if self.size == 1:
             return part
         each = -(-count // self.size)
-        # Shares come out of inference mode, and torch 2.3 gathers none but ordinary tensors.
+        # Parts come from inference mode, and torch 2.3 gathers only ordinary tensors.
         with torch.inference_mode(False):
             padded = part.new_zeros(each, *part.shape[1:])
             padded[: len(part)] = part
@@ -35,8 +35,8 @@ class Ranks:
             torch.distributed.all_gather(parts, padded)
         return torch.cat(parts)[:count]
 
-    def gather_around(self, part: Tensor) -> Tensor:
-        """All ranks' `part`s [b, ...], one after another; gradients flow into this rank's alone."""
+    def gather_with_gradient(self, part: Tensor) -> Tensor:
+        """All ranks' parts [b, ...] in the order of ranks; only this rank's carries gradients."""
         if self.size == 1:
             return part
         rows = len(part)
@@ -45,7 +45,7 @@ class Ranks:
         return torch.cat([whole[:begin], part, whole[begin + rows :]])
 
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Put the sum of all ranks' gradients in place of this rank's."""
+        """Replace this rank's gradients by the sum over all ranks."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -63,7 +63,7 @@ class Ranks:
         return values
 
     def agree(self, tensor: Tensor) -> Tensor:
-        """The first rank's `tensor`, on every rank; all bring one of the same shape and type."""
+        """The first rank's `tensor` on every rank; all have the same shape and type."""
         if self.size > 1:
             torch.distributed.broadcast(tensor, src=0)
         return tensor

@@ -1,9 +1,9 @@
-"""Learning from images without labels: pre-training of the backbone on the whole pool.
+"""Pre-trains the backbone on all images of the pool, without labels.
 
-Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the network sees two views of every image,
-and learns to make each number of its projected embedding agree between the two, and different
-numbers independent of each other. There are no negatives to compare with and no second network,
-so small batches and small machines do.
+Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the network sees two views of every image. It
+learns to make each component of its projected embedding agree between the two views, and different
+components uncorrelated. It needs neither negative pairs nor a second network, so small batches and
+small machines suffice.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from training.scoring import Progress
 from training.seeds import make_generator
 from training.views import Views
 
-PROJECTION = 512  # width of the projector; the paper has 8192, for batches of 1024 and 300 epochs
-REDUNDANCY = 1 / 128  # weight of the correlations between different numbers
+PROJECTION = 512  # width of the projector; the paper's 8192 is for batches of 1024, 300 epochs
+REDUNDANCY = 1 / 128  # weight of the correlations between different components
 
-# What the course of the steps depends on, besides the images themselves.
+# The hyperparameters that the steps depend on.
 SETTINGS = (
     *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction"),
     *("architecture", "pretrained", "pretrained_backbone", "flips_and_rotations"),
@@ -40,18 +40,23 @@ SETTINGS = (
 
 
 class SelfSupervision:
-    """Trains a copy of a network's backbone on images alone; `hp.self_supervised_steps` in all.
+    """Trains a copy of a network's backbone on unlabelled images for `hp.self_supervised_steps`.
 
-    All draws are functions of `seed` and the step, so that `state_dict` is enough to go on
+    All random draws are functions of `seed` and the step, so `save` holds enough to continue
     exactly. Data-parallel ranks share each batch; the loss is that of the whole batch.
 
     Args:
-        images: the pool, uint8 [N, C, S, S], on the network's device or, if too many, the host.
-        mean, std: float32 [C], what images are normalised by.
-        dtype: what the networks compute in; the loss is float32.
+        hyperparameters: of the trial.
+        network: its backbone is copied.
+        images: the pool, uint8 [N, C, S, S], on the network's device, or on the host if they do
+            not fit there.
+        mean, std: float32 [C], which normalise the images.
+        dtype: the type that the networks compute in; the loss is float32.
+        seed: the trial's.
+        ranks: which data-parallel process this is.
 
     Raises:
-        UserError: a batch of more images than there are.
+        UserError: a batch is larger than the pool.
     """
 
     def __init__(
@@ -79,30 +84,30 @@ class SelfSupervision:
         self._device = mean.device
         self._seed = seed
         self._ranks = ranks
-        # A copy, as the network itself may be frozen, or in a wrapper that looks at gradients.
+        # A copy, because the network may be frozen, or in a wrapper that watches its gradients.
         self._network = copy.deepcopy(network)
         self._projector = _projector(network.embedding_size, seed).to(self._device)
         self._trained = nn.ModuleList([self._network.backbone, self._projector])
         self._trained.requires_grad_(True).train()
         self._optimizer = make_optimizer(self._trained, hp.weight_decay)
         self._views = Views(hp.flips_and_rotations)
-        self._order: tuple[int, Tensor] | None = None  # which pass over the images, and in what
-        self._loss = torch.zeros((), device=self._device)  # summed since the last `report`
+        self._order: tuple[int, Tensor] | None = None  # number and order of a pass over the images
+        self._loss = torch.zeros((), device=self._device)  # sum since the last `report`
         self._reported = 0
 
     @property
     def finished(self) -> bool:
-        """Whether all steps are done."""
+        """Whether all steps have been taken."""
         return self.step >= self.hp.self_supervised_steps
 
     @property
     def backbone(self) -> dict[str, Tensor]:
-        """What has been learnt: weights and BatchNorm's statistics, copied."""
+        """A copy of the backbone's weights and BatchNorm statistics."""
         return {name: value.clone() for name, value in self._network.backbone.state_dict().items()}
 
     @property
     def learning_rate(self) -> float:
-        """The rate of the next step: warm-up and cosine over all steps, as in a round."""
+        """The rate of the next step: one warm-up and one cosine over all steps."""
         hp = self.hp
         return learning_rate(
             self.step,
@@ -112,15 +117,15 @@ class SelfSupervision:
         )
 
     def train(self, report: Callable[[dict[str, float]], bool], progress: Progress) -> bool:
-        """Take the steps that are left.
+        """Take the remaining steps.
 
         Args:
-            report: gets `report`'s metrics after every `reporting_period` steps and after the last
-                one; a False from it interrupts the training.
-            progress: shows how far it is.
+            report: receives the metrics of `self.report` every `reporting_period` steps and after
+                the last step; it interrupts the training by returning False.
+            progress: shows the progress.
 
         Returns:
-            False where `report` has interrupted it.
+            False if `report` has interrupted the training.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -142,18 +147,18 @@ class SelfSupervision:
         return True
 
     def train_step(self) -> None:
-        """One step of the optimizer on the next batch of images."""
+        """Take one optimizer step on the next batch of images."""
         indices = self._batch()
         generator = make_generator(self._seed, "self_supervision", self.step, device=self._device)
         part = slice(self._ranks.rank, None, self._ranks.size)
         views = [self._views.batch(self._images, indices, generator, part) for _ in range(2)]
         release(self._images)
         images = (torch.cat(views) - self._mean) / self._std
-        loss = self._whole_loss(images.contiguous(memory_format=torch.channels_last))
+        loss = self._batch_loss(images.contiguous(memory_format=torch.channels_last))
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
         loss.backward()
-        # Each rank has the loss of the whole batch and the gradient through its own images.
+        # Every rank has the loss of the whole batch, but only the gradient of its own images.
         self._ranks.add_gradients(self._trained.parameters())
         self._optimizer.step()
         self._optimizer.zero_grad()
@@ -161,18 +166,18 @@ class SelfSupervision:
         self.step += 1
         if self.finished:
             for buffer in self._network.backbone.buffers():
-                self._ranks.agree(buffer)  # BatchNorm's statistics, which each rank has of its own
+                self._ranks.agree(buffer)  # BatchNorm statistics differ between ranks
 
-    def _whole_loss(self, images: Tensor) -> Tensor:
-        """The loss of all ranks' images, of which these [2B, C, S, S] are this rank's."""
+    def _batch_loss(self, images: Tensor) -> Tensor:
+        """The loss of all ranks' images; `images` [2B, C, S, S] are this rank's two views."""
         enabled = self._dtype != torch.float32
         with torch.autocast(images.device.type, self._dtype, enabled=enabled):
             projected = self._projector(self._network.embed(images)).float()
-        one, other = (self._ranks.gather_around(view) for view in projected.chunk(2))
+        one, other = (self._ranks.gather_with_gradient(view) for view in projected.chunk(2))
         return barlow_twins_loss(one, other)
 
     def _batch(self) -> Tensor:
-        """Dataset indices of this step, int64: the next part of a random order of all images."""
+        """Dataset indices of this step's batch: int64 [batch], from a random order of the pool."""
         size = self.hp.self_supervised_batch_size
         pass_, batch = divmod(self.step, len(self._images) // size)
         if self._order is None or self._order[0] != pass_:
@@ -182,7 +187,7 @@ class SelfSupervision:
         return self._order[1][batch * size : (batch + 1) * size]
 
     def report(self) -> dict[str, float]:
-        """Step, its learning rate, and the mean loss since the last call."""
+        """The step, its learning rate, and the mean loss since the last call."""
         steps = max(1, self.step - self._reported)
         loss = float(self._loss) / steps
         self._loss.zero_()
@@ -195,7 +200,7 @@ class SelfSupervision:
         return {**{name: getattr(self.hp, name) for name in SETTINGS}, "seed": self._seed}
 
     def save(self) -> bytes:
-        """All state as a file for `load`; take a `report` before, whose sums are not in it."""
+        """All state as a file for `load`, except the sums that the next `report` would return."""
         state = {
             "settings": self._settings,
             "step": self.step,
@@ -207,10 +212,10 @@ class SelfSupervision:
         return content.getvalue()
 
     def load(self, content: bytes) -> None:
-        """Go on where `save` was called.
+        """Continue from the state that `save` returned.
 
         Raises:
-            UserError: it was called in a run of other settings.
+            UserError: the state belongs to a run with other settings.
         """
         device = self._images.device
         state: dict[str, Any] = torch.load(
@@ -220,8 +225,8 @@ class SelfSupervision:
             before = state["settings"][name]
             if value != before:
                 raise UserError(
-                    f"hyperparameters.{name}: was {before} where self-supervision began and is "
-                    f"{value} now; set it back, or begin anew without what was kept"
+                    f"hyperparameters.{name}: {value}, but self-supervision began with {before}; "
+                    "set it back, or start a new run"
                 )
         self._trained.load_state_dict(state["trained"])
         self._optimizer.load_state_dict(state["optimizer"])
@@ -229,8 +234,8 @@ class SelfSupervision:
 
 
 def _projector(size: int, seed: int) -> nn.Module:
-    """From embeddings [B, size] to what the loss compares, [B, `PROJECTION`]."""
-    with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
+    """A network from embeddings [B, size] to the projections [B, PROJECTION] of the loss."""
+    with torch.random.fork_rng(devices=[]):  # layers draw weights from the global generator
         projector = nn.Sequential(
             nn.Linear(size, PROJECTION, bias=False),
             nn.BatchNorm1d(PROJECTION),
@@ -246,11 +251,13 @@ def _projector(size: int, seed: int) -> nn.Module:
 
 
 def barlow_twins_loss(one: Tensor, other: Tensor) -> Tensor:
-    """How far the correlations between two views are from the identity; a scalar.
+    """Squared distance between the two views' cross-correlation and the identity: a scalar.
 
-    one, other: float32 [B, D], row i of both being of the same image. The cross-correlation matrix
-    [D, D] of the batch is 1 on its diagonal where the views agree, and 0 beside it where different
-    numbers say different things; the latter counts `REDUNDANCY` times.
+    The cross-correlation matrix [D, D] of the batch has ones on its diagonal if the views agree,
+    and zeros elsewhere if different components are uncorrelated. Entries off the diagonal count
+    `REDUNDANCY` times.
+
+    one, other: float32 [B, D]; row i of both belongs to the same image.
     """
     correlation = _standardised(one).T @ _standardised(other) / len(one)
     squares = (correlation - torch.eye(len(correlation), device=one.device)).square()
@@ -259,6 +266,6 @@ def barlow_twins_loss(one: Tensor, other: Tensor) -> Tensor:
 
 
 def _standardised(values: Tensor) -> Tensor:
-    """Each column less its mean, over its deviation."""
+    """`values` with mean 0 and deviation 1 in each column."""
     centred = values - values.mean(0)
     return centred / (centred.square().mean(0) + 1e-5).sqrt()

@@ -1,7 +1,7 @@
-"""When no more labels are to be bought, and why: the rules that end a run.
+"""The rules that end a run, and the reason that they give.
 
-They look at what a round left behind and at nothing else, so that a run that was interrupted ends
-where an undisturbed one does.
+They depend only on the results of the rounds, so an interrupted run ends where an undisturbed one
+does.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from training.hyperparameters import Hyperparameters
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a finished round left behind.
+    """The result of a finished round.
 
-    val_loss: nats; val_accuracy: 0 to 1; both of the whole evaluated validation split.
-    pool_uncertainty: mean predictive entropy of the next query's candidates under the network as
-    it is now, nats; None where no rule asks for it, and after the last round.
+    val_loss: in nats, on the evaluated part of the validation split.
+    val_accuracy: 0 to 1, on the same images.
+    pool_uncertainty: mean predictive entropy in nats of the next query's candidates; None if no
+        rule needs it, and after the last round.
     """
 
     val_loss: float
@@ -28,7 +29,11 @@ class RoundResult:
 
 @dataclass(frozen=True)
 class StopReason:
-    """rule: target, no_gain, low_uncertainty, budget, rounds or pool; text: a sentence for it."""
+    """Why a run ends.
+
+    rule: target, no_gain, low_uncertainty, budget, rounds or pool.
+    text: the reason in words.
+    """
 
     rule: str
     text: str
@@ -40,20 +45,20 @@ def reason_to_stop(
     results: Sequence[RoundResult],
     pool_exhausted: bool,
 ) -> StopReason | None:
-    """Why a run is over after the rounds of `results`; None while it goes on.
+    """Why a run ends after the rounds of `results`; None if it continues.
 
-    A run always ends with its budget, its rounds or the pool (`pool_exhausted`: every image is
-    labelled or skipped). Each further rule is off where its hyperparameter is 0:
+    A run always ends when its budget, its rounds or the pool are used up (`pool_exhausted`: every
+    image is labelled or skipped). Each other rule is off if its hyperparameter is 0:
 
     - `stop_at_val_accuracy`: the last round reached this accuracy.
-    - `stop_after_rounds_without_gain`: none of so many last rounds came below the lowest val_loss
-      before them. The loss, since it also chooses the best round and moves in smaller steps than
-      the accuracy of a small split.
-    - `stop_below_uncertainty`: the pool's mean predictive entropy is below it, the
+    - `stop_after_rounds_without_gain`: none of this many last rounds had a lower val_loss than the
+      best round before them. The rule uses the loss because the loss also chooses the best round,
+      and because it moves in smaller steps than the accuracy of a small split.
+    - `stop_below_uncertainty`: the pool's mean predictive entropy is below this. This is the
       overall-uncertainty rule of Zhu, Wang & Hovy 2008, "Multi-Criteria-Based Strategy to Stop
       Active Learning for Data Annotation".
 
-    Where several hold, the first one is named.
+    If several rules hold, the first one gives the reason.
     """
     if not results:
         return None
@@ -70,8 +75,8 @@ def reason_to_stop(
         if min(losses[-patience:]) >= best:
             return StopReason(
                 "no_gain",
-                f"val_loss has not come below the {best:.4f} of round {losses.index(best)} in "
-                f"stop_after_rounds_without_gain: {patience}",
+                f"no round since round {losses.index(best)} had a val_loss below its {best:.4f} "
+                f"(stop_after_rounds_without_gain: {patience})",
             )
     uncertainty = last.pool_uncertainty
     if uncertainty is not None and uncertainty < hp.stop_below_uncertainty:
@@ -86,4 +91,4 @@ def reason_to_stop(
         return None
     if sum(query_sizes) >= hp.label_budget:
         return StopReason("budget", f"label_budget: {hp.label_budget} is spent")
-    return StopReason("rounds", f"rounds: {hp.rounds} are done")
+    return StopReason("rounds", f"all rounds are finished (rounds: {hp.rounds})")

@@ -169,7 +169,7 @@ def _refuse_other_budgets(runs: Sequence[Run]) -> None:
             ranges = [f"{low:.0f} to {high:.0f} labels" for low, high in budgets]
             raise UserError(
                 f"{run.path}: {ranges[0]}, but {ranges[1]} in {first.path}; compare runs of the "
-                "same budget, and finish one that was stopped by --resume"
+                "same budget: finish a stopped one by --resume, and take a run's last checkpoint"
             )
 
 

@@ -20,7 +20,8 @@ SAVING_NOTE = (
     "Labels that {baseline} needs, divided by the labels that the group needs, to reach a "
     "validation accuracy: the geometric mean over seeds and its 95 % interval. Each seed's curve "
     "is made monotone by isotonic regression. Where {baseline} misses the accuracy with a seed, it "
-    "counts as needing its whole budget, so that the true saving is larger (≥)."
+    "counts as needing its whole budget: the seed is censored, and the true saving is larger (≥). "
+    "No saving is stated where the group misses the accuracy with a seed."
 )
 FORECAST_NOTE = (
     "Validation accuracy now and after more labels, by a power law through the last rounds of each "

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from errors import UserError
+from run_folder.description import DAMAGE, one_line, read_description
+from run_folder.names import DESCRIPTION
+from run_folder.tables import MetricsTable
 from tools.compare.statistics import Floats
-from training.hyperparameters import Hyperparameters
 
 ALL_LABELS = "all labels"  # the strategy's name in a study's rows of the upper line
 
@@ -64,7 +65,7 @@ def find_runs(paths: Sequence[Path]) -> list[Run]:
 def _runs_below(path: Path) -> Iterator[Run]:
     if (path / "study.json").exists():
         yield from read_study(path)
-    elif (path / "run.json").exists():
+    elif (path / DESCRIPTION).exists():
         yield read_run(path)
     elif path.is_dir():
         for folder in sorted(one for one in path.iterdir() if one.is_dir()):
@@ -77,31 +78,27 @@ def read_run(path: Path) -> Run:
     Raises:
         UserError: a file is missing or damaged, or no round has been evaluated.
     """
+    description, _ = read_description(path)
     try:
-        identity = json.loads((path / "run.json").read_text(encoding="utf-8"))
-        config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-        with (path / "metrics.csv").open(newline="", encoding="utf-8") as lines:
-            rows = [row for row in csv.DictReader(lines) if row.get("val_accuracy")]
-        settings = Hyperparameters.from_mapping(config["hyperparameters"]).resolved()
-        del settings["seed"]
+        rounds = MetricsTable.read(path).rows.values()
+        rows = [row for row in rounds if "val_accuracy" in row]
         run = Run(
             path=path,
-            settings=settings,
-            seed=int(identity["seed"]),
-            data=f"{identity['dataset']} (fingerprint {str(identity['data'])[:12]})",
+            settings={n: value for n, value in description.settings.items() if n != "seed"},
+            seed=description.seed,
+            data=f"{description.dataset} (fingerprint {description.fingerprint[:12]})",
             labels=_column(rows, "labeled_samples"),
             val=_column(rows, "val_accuracy"),
             test=_column(rows, "test_accuracy"),
         )
-    except (OSError, ValueError, LookupError, TypeError, csv.Error, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a whole run ({reason}); name another one") from error
+    except (csv.Error, *DAMAGE) as error:
+        raise UserError(f"{path}: not a whole run ({one_line(error)}); name another one") from error
     if not rows:
         raise UserError(f"{path}: no round has been evaluated yet; let the run finish one")
     return run
 
 
-def _column(rows: Sequence[Mapping[str, str]], name: str) -> Floats:
+def _column(rows: Sequence[Mapping[str, float]], name: str) -> Floats:
     return np.array([float(row[name]) for row in rows])
 
 
@@ -128,8 +125,8 @@ def read_study(folder: Path) -> list[Run]:
                 )
                 for row in csv.DictReader(lines)
             ]
-    except (OSError, ValueError, LookupError, TypeError, csv.Error) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+    except (csv.Error, *DAMAGE) as error:
+        reason = one_line(error)
         raise UserError(f"{folder}: not a whole study ({reason}); name another one") from error
 
 

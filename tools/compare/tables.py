@@ -134,5 +134,5 @@ def saving_text(saving: Saving) -> str:
     if not np.isnan(saving.low):
         text += f" ({saving.low:.2f} to {saving.high:.2f})"
     if saving.at_least:
-        text += f"; baseline missed by {saving.baseline_missed} of {saving.seeds}"
+        text += f", {saving.baseline_missed} of {saving.seeds} censored"
     return text

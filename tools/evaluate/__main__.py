@@ -27,11 +27,11 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Measure the run and write the report."""
     import json
 
-    from reporting.files import write_atomically
     from run_folder.reader import make_output_folder, open_run
     from tools.evaluate.measure import evaluate_split, report
     from tools.evaluate.report import html_report
     from tools.evaluate.tables import mistakes_csv, text_table
+    from tools.output_folder import write_output
 
     folder: Path = arguments.output_dir or (
         arguments.run / f"evaluation_{arguments.split}_{arguments.checkpoint}"
@@ -42,9 +42,14 @@ def evaluate(arguments: argparse.Namespace) -> None:
     evaluation = evaluate_split(run, arguments.split, group_by)
     print(text_table(run, evaluation))
     numbers = json.dumps(report(run, evaluation), indent=2, allow_nan=False)
-    write_atomically(folder / "report.json", numbers + "\n")
-    write_atomically(folder / "mistakes.csv", mistakes_csv(run, evaluation))
-    write_atomically(folder / "report.html", html_report(run, evaluation))
+    write_output(
+        folder,
+        {
+            "report.json": numbers + "\n",
+            "mistakes.csv": mistakes_csv(run, evaluation),
+            "report.html": html_report(run, evaluation),
+        },
+    )
     print(f"\nwritten: {folder / 'report.html'}, report.json and mistakes.csv")
 
 

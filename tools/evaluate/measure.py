@@ -104,7 +104,13 @@ def labelled_part(run: Run, split: str) -> tuple[ImageStore, Tensor]:
     if not known.all():
         store = store.subset(known.nonzero().flatten())
     embeddings = run.inference.embed(store.images, f"{split} images")
-    return store, run.inference.logits(embeddings).double().cpu()
+    logits = run.inference.logits(embeddings).double().cpu()
+    if not logits.isfinite().all():
+        raise UserError(
+            f"{run.path}: the network of round {run.round} gives outputs that are no numbers; "
+            "name an earlier round by --round"
+        )
+    return store, logits
 
 
 def _groups(store: ImageStore, group_by: str) -> Groups:

@@ -26,6 +26,7 @@ from tools.evaluate.tables import CLASS_SCORES, SCORES
 SPLIT_NAMES = {"val": "validation", "test": "test"}
 MAP_POINTS = 333  # of each kind; t-SNE takes seconds for these, and minutes for a whole pool
 SHEET_IMAGES = 20  # of each round's contact sheet
+SHEETS = 10  # rounds of which images are shown, at most
 CONFUSIONS = 15  # pairs of classes listed
 GROUPS = 50  # listed, those with the lowest accuracy
 
@@ -306,11 +307,13 @@ def _queries(run: Run) -> str:
     content = note(
         "Images of each class that the rounds asked for; the shade is the share of the round. The "
         "last column is the make-up of the whole pool, which a random draw would have. Below, some "
-        "of the images; queries.csv in the run folder lists all of them with their files."
+        f"of the images of up to {SHEETS} rounds; queries.csv in the run folder lists all of them "
+        "with their files."
     ) + plot(
         figures.class_mix(counts, train.class_names, pool), _mix_in_words(counts, train.class_names)
     )
-    for round_ in range(len(counts)):
+    last = len(counts) - 1
+    for round_ in sorted({number * last // (SHEETS - 1) for number in range(SHEETS)}):
         chosen = rounds == round_
         sheet = contact_sheet(
             train.images[indices[chosen]], labels[chosen], train.class_names,
@@ -321,10 +324,11 @@ def _queries(run: Run) -> str:
 
 
 def _mix_in_words(counts: Tensor, names: Sequence[str]) -> str:
-    """The largest class of each round's query."""
+    """The largest class of the last rounds' queries."""
+    first = max(0, len(counts) - SHEETS)
     most = [
         f"round {round_}: {names[int(row.argmax())]} ({int(row.max())} of {int(row.sum())})"
-        for round_, row in enumerate(counts)
+        for round_, row in enumerate(counts[first:], start=first)
     ]
     return f"Classes queried in each round; the most queried one in {'; '.join(most)}."
 

@@ -35,11 +35,11 @@ def explore(arguments: argparse.Namespace) -> None:
     """Examine the data set and write the report."""
     import json
 
-    from reporting.files import write_atomically
     from run_folder.reader import make_output_folder, open_run
     from tools.explore.examine import explore_data, report
     from tools.explore.report import html_report
     from tools.explore.tables import duplicates_csv, suspected_labels_csv, text_table
+    from tools.output_folder import write_output
     from training.loading import load_data
 
     run: Run | None = None
@@ -67,8 +67,7 @@ def explore(arguments: argparse.Namespace) -> None:
     }
     if run is not None:
         files["suspected_labels.csv"] = suspected_labels_csv(exploration)
-    for name, content in files.items():
-        write_atomically(folder / name, content)
+    write_output(folder, files)
     print(f"\nwritten to {folder}: {', '.join(files)}")
 
 

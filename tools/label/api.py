@@ -40,7 +40,7 @@ from labelling.log import ANNOTATOR, SKIP_REASONS, AnswerLog, ClosedError
 from labelling.settings import check_annotator
 from tools.label.desk import BatchDesk, Desk, answers_from_json
 from tools.label.report import progress_report
-from tools.label.training import Training
+from tools.label.training import Rounds
 from web.access import Access
 from web.application import make_application
 
@@ -48,13 +48,13 @@ STATIC = Path(__file__).parent / "static"
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address has a version
 
 
-def label_application(desk: Desk, training: Training, access: Access) -> ASGIApp:
+def label_application(desk: Desk, training: Rounds, access: Access) -> ASGIApp:
     """The page of one run as an ASGI application."""
     return make_application(_Handlers(desk, training).routes(), access, STATIC)
 
 
 class _Handlers:
-    def __init__(self, desk: Desk, training: Training) -> None:
+    def __init__(self, desk: Desk, training: Rounds) -> None:
         self.desk = desk
         self.training = training
 

@@ -74,7 +74,13 @@ class Predictor:
         """One prediction for each image of the batch, in its order."""
         inference = self.model.inference
         embeddings = inference.embed_batch(batch.images)
-        probabilities = (inference.logits(embeddings) / self._temperature).softmax(1)
+        logits = inference.logits(embeddings)
+        if not logits.isfinite().all():
+            raise UserError(
+                f"{self.model.path}: the network of round {self.model.round} gives outputs that "
+                "are no numbers; name an earlier round by --round"
+            )
+        probabilities = (logits / self._temperature).softmax(1)
         best, predicted = probabilities.max(1)
         uncertainty = inference.uncertainty(batch.images, embeddings, self._passes)
         distances: list[float] | list[None] = [None] * len(batch.names)

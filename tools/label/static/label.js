@@ -770,6 +770,7 @@ function buildClasses() {
       element("span", { className: "examples" }));
     button.style.setProperty("--class-colour", colour(name));
     button.dataset.answer = name;
+    button.title = name;
     button.addEventListener("click", () => answerWith({ answer: name }));
     return element("li", {}, button);
   }));
@@ -925,6 +926,8 @@ function completeBanner() {
       others ? [["Help with theirs", () => { $("show").value = "others"; arrange(); }]] : []);
   } else if (adjudicating()) {
     banner("Nothing is left to decide.", [["Back to labelling", () => adjudicate(false)]]);
+  } else if (state.training.state === "waiting") {
+    banner("All images of this batch have their answer. The run goes on by itself.");
   } else {
     banner("All images of this batch have their answer.",
       [["Train the next round", train], ["Look through them", () => { $("show").value = "all"; arrange(); }]]);
@@ -987,8 +990,9 @@ function takeChanges(changes) {
   state.info.current = changes.current;
   showProgress();
   if (state.single) drawSingle();
-  const finished = before === "running" && state.training.state !== "running";
-  if (finished && changes.current !== state.info.batch && queue.events.length === 0) load(changes.current);
+  // The round that this page waited for has been trained: go on with its batch.
+  const trained = before === "running" && state.training.state !== "running";
+  if (trained && changes.current !== state.info.batch && queue.events.length === 0) load(changes.current);
 }
 
 // --- dialogs and settings -----------------------------------------------------------------------
