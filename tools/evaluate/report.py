@@ -298,12 +298,13 @@ def _bins_table(evaluation: Evaluation) -> str:
 def _queries(run: Run) -> str:
     """The class mix and a contact sheet of every round."""
     train = run.splits.train
+    answered = [row for row in run.queries if row["label"]]  # people may skip images
     rounds, indices, labels = (
-        torch.tensor([int(row[one]) for row in run.queries]) for one in ("round", "index", "label")
+        torch.tensor([int(row[one]) for row in answered]) for one in ("round", "index", "label")
     )
     counts = torch.zeros(int(rounds.max()) + 1, train.num_classes, dtype=torch.int64)
     counts.index_put_((rounds, labels), torch.tensor(1), accumulate=True)
-    pool = torch.bincount(train.labels, minlength=train.num_classes)
+    pool = torch.bincount(train.labels[train.labels >= 0], minlength=train.num_classes)
     content = note(
         "Images of each class that the rounds asked for; the shade is the share of the round. The "
         "last column is the make-up of the whole pool, which a random draw would have. Below, some "
