@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -337,8 +338,20 @@ class TestRefusals:
         assert captured.err.count("\n") == 1
         return captured.err
 
+    def change(self, copy: Path, **changes: Any) -> None:
+        """Change what the checkpoints say of themselves, as if they had been written so."""
+        for file in copy.glob("checkpoints/*/run.json"):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for name, value in changes.items():
+                content[name] = {**content[name], **value} if isinstance(value, dict) else value
+            file.write_text(json.dumps(content), encoding="utf-8")
+        entries = json.loads((copy / "checkpoints.json").read_text())
+        (copy / "checkpoints.json").write_text(
+            json.dumps([{**entry, "blake2b": {}} for entry in entries])
+        )
+
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert "not a run folder" in self.refused(capsys, str(tmp_path))
+        assert "not a run or checkpoint" in self.refused(capsys, str(tmp_path))
 
     def test_no_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").unlink()
@@ -369,39 +382,25 @@ class TestRefusals:
         assert "no checkpoint" in self.refused(capsys, str(copy), "--checkpoint", "last")
 
     def test_damaged_checkpoint(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        for file in copy.glob("checkpoints/*/state_dict.pth"):
+        for file in copy.glob("checkpoints/*/weights.safetensors"):
             file.write_bytes(file.read_bytes()[:1000])
-        assert "state_dict.pth" in self.refused(capsys, str(copy))
-
-    def test_checkpoint_that_runs_code(
-        self, copy: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        entries = json.loads((copy / "checkpoints.json").read_text())
-        for entry in entries:
-            torch.save(
-                {"surprise": shutil.rmtree}, copy / f"checkpoints/{entry['uuid']}/state_dict.pth"
-            )
-            entry["blake2b"] = {}
-        (copy / "checkpoints.json").write_text(json.dumps(entries))
-        assert "unreadable" in self.refused(capsys, str(copy))
+        assert "weights.safetensors" in self.refused(capsys, str(copy))
 
     def test_other_data(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        identity = json.loads((copy / "run.json").read_text())
-        (copy / "run.json").write_text(json.dumps({**identity, "data": "0" * 64}))
+        self.change(copy, fingerprint="0" * 64)
         assert "fingerprint" in self.refused(capsys, str(copy))
 
     def test_settings_of_another_version(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        (copy / "config.yaml").write_text("hyperparameters: {dataset: digits, rouns: 3}")
-        assert "config.yaml" in self.refused(capsys, str(copy))
+        self.change(copy, settings={"rouns": 3})
+        assert "rouns" in self.refused(capsys, str(copy))
 
     def test_weights_of_another_network(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        file = copy / "config.yaml"
-        file.write_text(file.read_text().replace("small_cnn", "resnet18"))
-        assert "does not fit" in self.refused(capsys, str(copy))
+        self.change(copy, settings={"architecture": "resnet18"})
+        assert "another checkpoint" in self.refused(capsys, str(copy))
 
     def test_output_that_is_a_file(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = copy / "config.yaml"

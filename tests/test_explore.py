@@ -238,7 +238,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 def test_refusals(small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "--config" in refused(capsys)
-    assert "not a run folder" in refused(capsys, "--run", str(tmp_path))
+    assert "not a run or checkpoint" in refused(capsys, "--run", str(tmp_path))
     assert "absent.yaml" in refused(capsys, "--config", str(tmp_path / "absent.yaml"))
     other = str(ROOT / "configs" / "quick.yaml")
     assert "is 'pathmnist', and 'digits'" in refused(

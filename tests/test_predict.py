@@ -18,7 +18,7 @@ from PIL import Image
 
 from errors import UserError
 from reporting.calibration import fit_temperature
-from run_folder.reader import Run, open_model, open_run
+from run_folder.reader import Run, open_run
 from tests.conftest import ROOT
 from tools import predict
 from tools.image_inputs import ImageBatch
@@ -256,28 +256,6 @@ def test_rows_are_written_while_images_are_read(run: Run, tmp_path: Path) -> Non
     assert events == ["32 read", "32 written"] * 3 + ["4 read", "4 written"]
 
 
-def test_a_folder_that_keeps_no_statistics_needs_its_data_set(
-    small_run: Path, run: Run, tmp_path: Path
-) -> None:
-    older = Path(shutil.copytree(small_run, tmp_path / "run"))
-    identity = json.loads((older / "run.json").read_text(encoding="utf-8"))
-    del identity["network"]
-    (older / "run.json").write_text(json.dumps(identity))
-    model = open_model(older)
-    assert model.class_names == run.class_names
-    assert torch.equal(model.inference.mean, run.inference.mean)
-    assert torch.equal(open_model(small_run).inference.std, run.inference.std)
-
-
-def test_damaged_statistics_are_refused(small_run: Path, tmp_path: Path) -> None:
-    damaged = Path(shutil.copytree(small_run, tmp_path / "run"))
-    identity = json.loads((damaged / "run.json").read_text(encoding="utf-8"))
-    for wrong in ({**identity["network"], "mean": [0.5, 0.5]}, {"channels": 1}, 3):
-        (damaged / "run.json").write_text(json.dumps({**identity, "network": wrong}))
-        with pytest.raises(UserError, match=r"run\.json: damaged"):
-            open_model(damaged)
-
-
 def test_table_on_the_terminal(
     small_run: Path, run: Run, rows: Predict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -373,4 +351,4 @@ class TestRefusals:
 
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         Image.new("L", (8, 8)).save(tmp_path / "a.png")
-        assert "not a run folder" in self.refused(capsys, tmp_path, tmp_path / "a.png")
+        assert "not a run or checkpoint" in self.refused(capsys, tmp_path, tmp_path / "a.png")
