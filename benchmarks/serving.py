@@ -21,7 +21,6 @@ import asyncio
 import contextlib
 import csv
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -45,6 +44,7 @@ WARM_UP_SECONDS = 1.0
 IMAGES = 64  # different ones, in turn
 GROWTH = 0.05
 SOAK_CLIENTS = 8
+CLIENT_STEP = 7  # clients start at different places of the list
 RETRY_SECONDS = 0.05  # less than the service asks for, to keep it full
 
 
@@ -86,17 +86,20 @@ def bare(name: str, folder: Path, pixels: np.ndarray, batch: int, seconds: float
     end = time.perf_counter() + seconds + WARM_UP_SECONDS
     while (start := time.perf_counter()) < end:
         engine.run(images)
-        if start > end - seconds:
-            times.append(time.perf_counter() - start)
+        now = time.perf_counter()
+        if now > end - seconds:
+            times.append(now - start)
     row = summary(name, f"bare model, batches of {batch}", 0, times, seconds)
     return Row(**{**asdict(row), "images_per_second": round(batch * len(times) / sum(times), 1)})
 
 
 def summary(name: str, setting: str, clients: int, times: Sequence[float], seconds: float) -> Row:
     """Throughput and percentiles of the times of requests, in seconds."""
-    cuts = statistics.quantiles([1000 * one for one in times], n=100, method="inclusive")
+    if not times:
+        raise UserError(f"--seconds {seconds}: no request was answered in time; give more")
+    milliseconds = 1000 * np.array(times)
     per_second = round(len(times) / seconds, 1)
-    p50, p95, p99 = (round(cuts[position - 1], 2) for position in (50, 95, 99))
+    p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).round(2).tolist()
     return Row(name, setting, clients, per_second, p50, p95, p99)
 
 
@@ -139,8 +142,9 @@ async def load(port: int, requests: Sequence[bytes], clients: int, seconds: floa
             status = await ask(reader, writer, requests[position % len(requests)])
             if status != 200:
                 raise UserError(f"the service answered {status}; see its log")
-            if start >= begin:
-                times.append(time.perf_counter() - start)
+            now = time.perf_counter()
+            if now >= begin:
+                times.append(now - start)
             position += 1
         writer.close()
 
@@ -190,6 +194,11 @@ def soak(folder: Path, seconds: float) -> None:
     model = read_exported(folder)
     with running_service(folder) as (process, port):
         memory = asyncio.run(_soak(process, port, soak_requests(model), seconds))
+    check_growth(memory)
+
+
+def check_growth(memory: Sequence[float]) -> None:
+    """Raise UserError where memory, in MiB over time, grows after the first tenth."""
     settled = memory[max(1, len(memory) // 10)]
     growth = max(memory[-3:]) / settled - 1
     print(f"memory {settled:.1f} MiB after the first tenth, {memory[-1]:.1f} at the end")
@@ -209,7 +218,7 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
     array = BytesIO()
     np.save(array, pixels.transpose(0, 2, 3, 1))
     requests = [http_request(image) for image in images]
-    requests += [
+    others = [
         http_request(
             form + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"
         ),
@@ -217,6 +226,8 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
         http_request(images[0][:-20]),
         http_request(b"no image at all", "image/jpeg"),
     ]
+    for client, request in enumerate(others):
+        requests.insert(client * CLIENT_STEP, request)  # among the first that a client sends
     return requests
 
 
@@ -229,7 +240,7 @@ async def _soak(
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        position = number * 7
+        position = number * CLIENT_STEP
         while time.monotonic() < end:
             status = await ask(reader, writer, requests[position % len(requests)])
             statuses[status] = statuses.get(status, 0) + 1
