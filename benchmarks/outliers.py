@@ -99,7 +99,7 @@ def measure(folder: Path, own: Path, others: Sequence[Path]) -> list[Row]:
     for name, outputs in found.items():
         flagged = neighbours.distances(outputs.embeddings) > model.outliers.threshold
         short = short_neighbours.distances(length_1(outputs.embeddings)) > short_threshold
-        confidence = softmax(outputs.logits / (model.temperature or 1)).max(1)
+        confidence = softmax(outputs.logits / model.temperature).max(1)
         rows.append(
             Row(
                 model=model.architecture,

@@ -87,7 +87,6 @@ class TestPredictions:
         self, client: TestClient, exported: Path, run: Run, images: NDArray[np.uint8]
     ) -> None:
         model = read_exported(exported)
-        assert model.temperature is not None
         embeddings = run.inference.embed(torch.from_numpy(images), "test")
         expected = (run.inference.logits(embeddings) / model.temperature).softmax(1)
         references = read_references(exported, model)
@@ -147,11 +146,11 @@ class TestPredictions:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(picture, images[0, 0])
 
-    def test_without_calibration_there_is_no_flag(self, exported: Path, tmp_path: Path) -> None:
+    def test_without_references_there_is_no_flag(self, exported: Path, tmp_path: Path) -> None:
         plain = tmp_path / "plain"
         plain.mkdir()
         os.link(exported / "model.onnx", plain / "model.onnx")
-        model = dataclasses.replace(read_exported(exported), temperature=None, outliers=None)
+        model = dataclasses.replace(read_exported(exported), outliers=None)
         (plain / "config.json").write_text(model.to_json(), encoding="utf-8")
         image = png(np.zeros((1, 8, 8), np.uint8))
         with client_of(plain) as (client, _):
@@ -445,11 +444,18 @@ class TestSources:
         assert model.training.run == small_run.name
         assert not self.folder.exists()
 
+    def test_a_checkpoint_is_exported_as_well(
+        self, small_run: Path, served: list[ExportedModel]
+    ) -> None:
+        checkpoint = max((small_run / "checkpoints").iterdir(), key=lambda one: one.name)
+        assert serve.main([str(checkpoint)]) == 0
+        assert served[0].training.checkpoint == checkpoint.name
+
     def test_without_its_data_there_is_no_outlier_flag(
         self, small_run: Path, served: list[ExportedModel], monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
-        def gone(*_: object) -> None:
+        def gone(*_: object, **__: object) -> None:
             raise UserError("the data set is gone")
 
         monkeypatch.setattr(reader, "load_data", gone)
