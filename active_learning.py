@@ -27,6 +27,7 @@ from training.augmentation import Augmentation
 from training.backbone_file import read_backbone
 from training.balance import class_weights, weighted_cross_entropy
 from training.batches import round_batches
+from training.host_images import batches_on, is_elsewhere
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference, query_passes
 from training.metrics import TrainingMeter, classification_metrics
@@ -119,6 +120,7 @@ class ActiveLearner:
         # Batches, targets and class weights of one round; planned when its first step is due.
         self._planned_round = -1
         self._batches = torch.empty(0, dtype=torch.int64)
+        self._feed: Iterator[Tensor] = iter(())  # of images that do not fit on the device
         self._targets = torch.empty(0, dtype=torch.int64)
         self._class_weights = torch.empty(0)
         # Pre-trained weights, which every fresh network starts from.
@@ -349,8 +351,7 @@ class ActiveLearner:
         indices = self._batches[batch]
         part = slice(self._ranks.rank, None, self._ranks.size)
         generator = make_generator(self.seed, "train", self.step, device=self.device)
-        images = self._augmentation.batch(self.train_store.images, indices, generator, part)
-        release(self.train_store.images)
+        images = self._augmented(indices, generator, part)
         masks = None
         if hp.dropout:
             size = self.network.embedding_size
@@ -412,11 +413,23 @@ class ActiveLearner:
             shrink_and_perturb(self.network, fresh, self.hp.shrink_factor, self.hp.perturb_scale)
         self.optimizer.state.clear()  # its moments belong to weights that are gone
 
+    def _augmented(self, indices: Tensor, generator: torch.Generator, part: slice) -> Tensor:
+        """This rank's images of the step, augmented: float32 [b, C, S, S] on the device."""
+        if is_elsewhere(self.train_store.images, self.device):
+            return self._augmentation.gathered(next(self._feed), len(indices), generator, part)
+        images = self._augmentation.batch(self.train_store.images, indices, generator, part)
+        release(self.train_store.images)
+        return images
+
     def _plan_round(self, round_: int) -> None:
         labelled = self.pool.labelled
         labels = self.pool.labels[labelled]
         batches = round_batches(self.hp, labelled, labels, self.seed, round_)
         self._batches = batches.to(self.device)
+        if is_elsewhere(self.train_store.images, self.device):
+            left = batches[self.step % self.hp.batches_per_round :]
+            mine = left[:, self._ranks.rank :: self._ranks.size]
+            self._feed = batches_on(self.device, self.train_store.images, mine)
         self._targets = self.pool.labels.to(self.device)
         self._class_weights = class_weights(labels, self.train_store.num_classes).to(self.device)
         self._planned_round = round_

@@ -7,7 +7,8 @@ A service is started for each setting. Clients in this process send PNG images o
 over connections that stay open, each its next request when the last is answered. The bare model is
 ONNX Runtime in one thread without any HTTP: one image at a time, and batches of as many images as
 the service may take. Overhead is the service's median at one client less the bare model's. The
-rows of each folder come from one run, so that they compare.
+rows of each folder come from one run, so that they compare. `cpu_ms` is the processor time for one
+image, of the service and its decoders together; other work on the machine hardly changes it.
 
 --soak sends requests for so many seconds at 8 clients: single images, forms, arrays and files that
 are refused. It prints the memory of the service and its children as it goes and fails where their
@@ -21,7 +22,6 @@ import asyncio
 import contextlib
 import csv
 import re
-import statistics
 import subprocess
 import sys
 import time
@@ -45,12 +45,13 @@ WARM_UP_SECONDS = 1.0
 IMAGES = 64  # different ones, in turn
 GROWTH = 0.05
 SOAK_CLIENTS = 8
+CLIENT_STEP = 7  # clients start at different places of the list
 RETRY_SECONDS = 0.05  # less than the service asks for, to keep it full
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: times in milliseconds."""
+    """One line of the results: times in milliseconds, `cpu_ms` for one image."""
 
     model: str
     setting: str
@@ -59,22 +60,27 @@ class Row:
     p50: float
     p95: float
     p99: float
+    cpu_ms: float
 
 
-def measure(folder: Path, seconds: float) -> list[Row]:
+def measure(folder: Path, seconds: float, rest: float) -> list[Row]:
     """The bare model, then the service without and with batching, at each number of clients."""
     model = read_exported(folder)
     name = f"{model.architecture}, {model.image_size} px"
     pixels = random_pixels(model)
-    rows = [
-        bare(name, folder, pixels, 1, seconds), bare(name, folder, pixels, MAX_BATCH, seconds)
-    ]  # fmt: skip
+    rows = []
+    for batch in (1, MAX_BATCH):
+        rows.append(bare(name, folder, pixels, batch, seconds))
+        time.sleep(rest)
     requests = [http_request(png(image)) for image in pixels]
     for setting, max_batch in (("service, no batching", 1), ("service", MAX_BATCH)):
-        with running_service(folder, "--max-batch", str(max_batch)) as (_, port):
+        with running_service(folder, "--max-batch", str(max_batch)) as (process, port):
             for clients in CLIENTS:
-                times = asyncio.run(load(port, requests, clients, seconds))
-                rows.append(summary(name, setting, clients, times, seconds))
+                before = cpu_seconds(process)
+                times, total = asyncio.run(load(port, requests, clients, seconds))
+                used = cpu_seconds(process) - before
+                rows.append(summary(name, setting, clients, times, seconds, used / total))
+                time.sleep(rest)
     return rows
 
 
@@ -83,21 +89,35 @@ def bare(name: str, folder: Path, pixels: np.ndarray, batch: int, seconds: float
     engine = OnnxEngine(folder)
     images = np.stack([pixels[index % len(pixels)] for index in range(batch)])
     times = []
+    calls, cpu = 0, time.process_time()
     end = time.perf_counter() + seconds + WARM_UP_SECONDS
     while (start := time.perf_counter()) < end:
         engine.run(images)
-        if start > end - seconds:
-            times.append(time.perf_counter() - start)
-    row = summary(name, f"bare model, batches of {batch}", 0, times, seconds)
+        calls += 1
+        now = time.perf_counter()
+        if now > end - seconds:
+            times.append(now - start)
+    used = (time.process_time() - cpu) / (calls * batch)
+    row = summary(name, f"bare model, batches of {batch}", 0, times, seconds, used)
     return Row(**{**asdict(row), "images_per_second": round(batch * len(times) / sum(times), 1)})
 
 
-def summary(name: str, setting: str, clients: int, times: Sequence[float], seconds: float) -> Row:
-    """Throughput and percentiles of the times of requests, in seconds."""
-    cuts = statistics.quantiles([1000 * one for one in times], n=100, method="inclusive")
+def cpu_seconds(process: psutil.Process) -> float:
+    """Processor time of a service and its children so far."""
+    family = [process, *process.children()]
+    return sum(sum(one.cpu_times()[:2]) for one in family)
+
+
+def summary(
+    name: str, setting: str, clients: int, times: Sequence[float], seconds: float, cpu: float
+) -> Row:
+    """Throughput and percentiles of the times of requests; `cpu`, like them, in seconds."""
+    if not times:
+        raise UserError(f"--seconds {seconds}: no request was answered in time; give more")
+    milliseconds = 1000 * np.array(times)
     per_second = round(len(times) / seconds, 1)
-    p50, p95, p99 = (round(cuts[position - 1], 2) for position in (50, 95, 99))
-    return Row(name, setting, clients, per_second, p50, p95, p99)
+    p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).round(2).tolist()
+    return Row(name, setting, clients, per_second, p50, p95, p99, round(1000 * cpu, 3))
 
 
 # --- clients -----------------------------------------------------------------------------------
@@ -126,26 +146,35 @@ def http_request(body: bytes, media_type: str = "image/png") -> bytes:
     return head.encode() + body
 
 
-async def load(port: int, requests: Sequence[bytes], clients: int, seconds: float) -> list[float]:
-    """Seconds that each request took, of `clients` at a time, after the warm-up."""
+async def load(
+    port: int, requests: Sequence[bytes], clients: int, seconds: float
+) -> tuple[list[float], int]:
+    """Seconds that each request took, of `clients` at a time; how many there were with the warm-up.
+
+    The times leave the warm-up out.
+    """
     times: list[float] = []
+    total = 0
     begin = time.perf_counter() + WARM_UP_SECONDS
     end = begin + seconds
 
     async def client(number: int) -> None:
+        nonlocal total
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         position = number
         while (start := time.perf_counter()) < end:
             status = await ask(reader, writer, requests[position % len(requests)])
             if status != 200:
                 raise UserError(f"the service answered {status}; see its log")
-            if start >= begin:
-                times.append(time.perf_counter() - start)
+            now = time.perf_counter()
+            total += 1
+            if begin <= now < end:
+                times.append(now - start)
             position += 1
         writer.close()
 
     await asyncio.gather(*(client(number) for number in range(clients)))
-    return times
+    return times, total
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
@@ -190,6 +219,11 @@ def soak(folder: Path, seconds: float) -> None:
     model = read_exported(folder)
     with running_service(folder) as (process, port):
         memory = asyncio.run(_soak(process, port, soak_requests(model), seconds))
+    check_growth(memory)
+
+
+def check_growth(memory: Sequence[float]) -> None:
+    """Raise UserError where memory, in MiB over time, grows after the first tenth."""
     settled = memory[max(1, len(memory) // 10)]
     growth = max(memory[-3:]) / settled - 1
     print(f"memory {settled:.1f} MiB after the first tenth, {memory[-1]:.1f} at the end")
@@ -209,7 +243,7 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
     array = BytesIO()
     np.save(array, pixels.transpose(0, 2, 3, 1))
     requests = [http_request(image) for image in images]
-    requests += [
+    others = [
         http_request(
             form + f"--{boundary}--".encode(), f"multipart/form-data; boundary={boundary}"
         ),
@@ -217,6 +251,8 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
         http_request(images[0][:-20]),
         http_request(b"no image at all", "image/jpeg"),
     ]
+    for client, request in enumerate(others):
+        requests.insert(client * CLIENT_STEP, request)  # among the first that a client sends
     return requests
 
 
@@ -229,7 +265,7 @@ async def _soak(
 
     async def client(number: int) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        position = number * 7
+        position = number * CLIENT_STEP
         while time.monotonic() < end:
             status = await ask(reader, writer, requests[position % len(requests)])
             statuses[status] = statuses.get(status, 0) + 1
@@ -260,7 +296,11 @@ def run(arguments: argparse.Namespace) -> None:
         for folder in arguments.folders:
             soak(folder, arguments.soak)
         return
-    rows = [row for folder in arguments.folders for row in measure(folder, arguments.seconds)]
+    rows = [
+        row
+        for folder in arguments.folders
+        for row in measure(folder, arguments.seconds, arguments.rest)
+    ]
     for row in rows:
         print(
             "  ".join(
@@ -285,7 +325,8 @@ def verdict(rows: Sequence[Row]) -> str:
     limit = max(one.images_per_second, batch.images_per_second)
     return (
         f"overhead {alone.p50 - one.p50:.2f} ms at the median; at {busy.clients} clients "
-        f"{busy.images_per_second / limit:.0%} of the bare model's {limit:.0f} images/s"
+        f"{busy.images_per_second / limit:.0%} of the bare model's {limit:.0f} images/s, "
+        f"{busy.cpu_ms - min(one.cpu_ms, batch.cpu_ms):.2f} ms of processor time more an image"
     )
 
 
@@ -296,6 +337,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="EXPORTED")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
+    parser.add_argument(
+        "--rest", type=float, default=0.0, help="seconds between them, for others on the machine"
+    )
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch memory instead")
     parser.add_argument("--output", type=Path, metavar="CSV")
     arguments = parser.parse_args(argv)

@@ -172,6 +172,37 @@ def segmentation() -> str:
     return markdown(([*header, "diameter, pixels", "CPU s an image"], rows))
 
 
+def outliers() -> str:
+    """How many images the outlier flag concerns: mean over seeds, lowest and highest."""
+    groups: dict[str, list[dict[str, str]]] = {}
+    for row in _records("outliers.csv"):
+        groups.setdefault(row["images_of"], []).append(row)
+    rows = [
+        [
+            name,
+            rows[0]["images"],
+            *(_percentages(rows, one) for one in ("flagged", "flagged_at_length_1")),
+            f"{mean(float(row['mean_confidence']) for row in rows):.2f}",
+        ]
+        for name, rows in groups.items()
+    ]
+    header = ["images", "number", "flagged", "flagged, embeddings of length 1", "mean confidence"]
+    return markdown((header, rows))
+
+
+def _percentages(rows: Sequence[dict[str, str]], column: str) -> str:
+    values = [100 * float(row[column]) for row in rows]
+    return f"{mean(values):.1f} % ({min(values):.1f} to {max(values):.1f})"
+
+
+def service_load() -> str:
+    """Throughput and times of the service beside the bare model."""
+    columns = ("model", "setting", "clients", "images_per_second", "p50", "p95", "p99", "cpu_ms")
+    rows = [[row[column] for column in columns] for row in _records("serving.csv")]
+    header = ["model", "setting", "clients", "images/s", "p50, ms", "p95, ms", "p99, ms"]
+    return markdown(([*header, "CPU ms an image"], rows))
+
+
 def _records(name: str) -> list[dict[str, str]]:
     with (RESULTS / name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -195,6 +226,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "recipe": recipe,
     "class balance": class_balance,
     "self-supervision": self_supervised,
+    "outliers": outliers,
+    "service load": service_load,
 }
 
 

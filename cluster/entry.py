@@ -70,6 +70,8 @@ def run_on_cluster() -> int:
     logging.basicConfig(level=logging.INFO, format=det.LOG_FORMAT, force=True)
     # Determined logs every metric report with all its digits.
     logging.getLogger("determined").setLevel(logging.WARNING)
+    # It warns wherever only some of a checkpoint's files are asked for, as `_restore` does.
+    logging.getLogger("determined.common.storage").setLevel(logging.ERROR)
     info = det.get_cluster_info()
     assert info is not None
     master = Master(info)

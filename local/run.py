@@ -103,8 +103,10 @@ def _run(
         if first:
             cleanup.enter_context(folder.locked())
     else:
-        config = override(load(request.config), request.settings)
+        config = load(request.config)
+        # Before --set: one sample of a search may well be shorter than the search.
         check_search(config)
+        config = override(config, request.settings)
         config = drawn_config(config, log=first)
         if request.data_dir is not None:
             config["hyperparameters"]["data_dir"] = str(request.data_dir)

@@ -137,7 +137,7 @@ def get_strategy(name: str, prefilter_factor: float) -> Strategy:
         raise ValueError(
             f"unknown query strategy {name!r}; did you mean {prefix + nearest!r}? "
             f"Allowed: {', '.join(sorted(STRATEGIES))}; "
-            f"and each of them after {BALANCED!r}, as in '{BALANCED}margin'"
+            f"each also as {BALANCED}NAME"
         )
     strategy = STRATEGIES[base]
     if strategy.prefilter:

@@ -23,7 +23,7 @@ from reporting.metric_groups import (
     test_metrics,
     validation_metrics,
 )
-from reporting.round_pictures import RoundEnd, round_pictures
+from reporting.round_pictures import PictureSchedule, RoundEnd
 from run_folder.tables import MetricsTable, queries_csv
 from training.oracle import Proposal
 
@@ -63,6 +63,7 @@ class Reporter:
         self._truth = truth
         self._send = send
         self._picture = picture
+        self._schedule = PictureSchedule()
         self._round_started = time.perf_counter()
 
     def queries_csv(self) -> str:
@@ -160,5 +161,6 @@ class Reporter:
                 labels=learner.pool.labels,
                 inference=inference,
             )
-            for name, png in round_pictures(end):
+            seconds = time.perf_counter() - self._round_started
+            for name, png in self._schedule.draw(end, seconds):
                 self._picture(f"round/{name}", png)

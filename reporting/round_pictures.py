@@ -191,11 +191,3 @@ class RoundPictures:
 def _points(values: list[float]) -> list[Estimate]:
     """Values without intervals, which a round does not take the time for."""
     return [Estimate(value, value, value) for value in values]
-
-
-def round_pictures(end: RoundEnd) -> Iterator[tuple[str, bytes]]:
-    """Name and PNG of every picture."""
-    for name, draw in RoundPictures(end).drawers().items():
-        picture = draw()
-        if picture is not None:
-            yield name, picture

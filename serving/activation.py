@@ -19,7 +19,7 @@ from serving.decoding.frames import packed, read_message
 from serving.decoding.pool import ChildPool
 from serving.exported import WEIGHTS, read_exported
 
-SECONDS = 60.0  # for one map; loading torch, before the first, takes most of it
+SECONDS = 120.0  # for one map; loading torch, before the first, takes most of it
 SHOWN_PIXELS = 256  # side of the map
 
 

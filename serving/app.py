@@ -6,11 +6,12 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, TextIO
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -27,19 +28,25 @@ from web.access import Access
 from web.application import make_application
 
 PAGES = Path(__file__).parent / "pages"
+STORED_PIXELS = 4096  # longest side of an image that a correction keeps
+# Takes a picture as PNG, its name, its class and the annotator; returns the picture's number.
+Correct = Callable[[bytes, str, str, str], int]
 BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 
 
 class Routes:
     """The answers of one service."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, correct: Correct | None) -> None:
         self._service = service
+        self._correct = correct
         self._started = time.monotonic()
 
     def routes(self) -> list[Route]:
         """All of them."""
+        corrections = Route("/corrections", self.corrections, methods=["POST"])
         return [
+            *([corrections] if self._correct else []),
             Route("/", self.page),
             Route("/docs", self.docs),
             Route("/openapi.json", self.openapi),
@@ -78,6 +85,7 @@ class Routes:
             {
                 **dataclasses.asdict(service.model),
                 "engine": service.settings.engine,
+                "corrections": self._correct is not None,
                 "limits": {
                     "max_bytes": limits.max_bytes,
                     "max_pixels": limits.max_pixels,
@@ -109,11 +117,31 @@ class Routes:
         class_name = request.query_params.get("class", "")
         async with self._service.admission.request(request):
             uploads = await read_uploads(request, self._service.settings.limits)
-            images = await _refusals_as_http(self._service.read(uploads[0], preview=False))
+            images = await _refusals_as_http(self._service.read(uploads[0]))
             if len(uploads) != 1 or len(images) != 1:
                 raise HTTPException(400, "activation: give one image")
             png = await _refusals_as_http(self._service.activation_map(images[0], class_name))
         return Response(png, media_type="image/png")
+
+    async def corrections(self, request: Request) -> Response:
+        """Take the class that a person gives the one image in the form."""
+        assert self._correct is not None
+        async with self._service.admission.request(request):
+            uploads = await read_uploads(request, self._service.settings.limits)
+            fields = await request.form()
+            name, class_name, annotator = (
+                str(fields.get(field, "")) for field in ("name", "class", "annotator")
+            )
+            if class_name not in self._service.model.classes:
+                raise HTTPException(400, f"class {class_name[:60]!r} is unknown")
+            images = await _refusals_as_http(self._service.read(uploads[0], STORED_PIXELS))
+            if len(uploads) != 1 or len(images) != 1:
+                raise HTTPException(400, "correction: give one image")
+            source = name or uploads[0].name
+            number = await run_in_threadpool(
+                self._correct, images[0].preview, source, class_name, annotator
+            )
+        return JSONResponse({"number": number, "class": class_name})
 
 
 def _boolean(request: Request, name: str) -> bool:
@@ -131,12 +159,18 @@ async def _refusals_as_http(work: Any) -> Any:
         raise HTTPException(error.status, error.text) from error
 
 
-def service_app(service: Service, access: Access, log: TextIO | None = None) -> ASGIApp:
+def service_app(
+    service: Service,
+    access: Access,
+    log: TextIO | None = None,
+    correct: Correct | None = None,
+) -> ASGIApp:
     """The ASGI application of a service.
 
     Args:
         access: who may use it; its body limit is the service's.
         log: where the access log is written; the standard error stream by default.
+        correct: takes corrections of the page; None: the page offers none.
     """
 
     @contextlib.asynccontextmanager
@@ -145,6 +179,6 @@ def service_app(service: Service, access: Access, log: TextIO | None = None) -> 
             yield
 
     limited = dataclasses.replace(access, max_body_bytes=service.settings.limits.max_bytes)
-    routes = Routes(service).routes()
+    routes = Routes(service, correct).routes()
     app = make_application(routes, limited, static=PAGES / "static", lifespan=lifespan)
     return Observed(app, service.metrics, {route.path for route in routes}, log)

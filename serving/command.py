@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from errors import OK, UserError
-from serving.app import service_app
+from serving.app import Correct, service_app
 from serving.decoding.limits import Limits
 from serving.engine import ENGINES
 from serving.service import MAX_BATCH, Service, ServiceSettings
@@ -74,11 +74,17 @@ def settings_of(arguments: argparse.Namespace) -> ServiceSettings:
     )
 
 
-def run_service(folder: Path, arguments: argparse.Namespace, access: Access | None = None) -> None:
+def run_service(
+    folder: Path,
+    arguments: argparse.Namespace,
+    access: Access | None = None,
+    correct: Correct | None = None,
+) -> None:
     """Serve an exported folder until SIGINT or SIGTERM.
 
     Args:
         access: who may use it; None: what the command line says.
+        correct: takes corrections of the page; None: the page offers none.
 
     Raises:
         UserError: the folder, an option or the address cannot be used.
@@ -90,4 +96,4 @@ def run_service(folder: Path, arguments: argparse.Namespace, access: Access | No
     # uvicorn ends the service in order, then raises the signal again for whoever started it.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(OK))
     print(f"serving {service.model.version} on {address(access)}", flush=True)
-    serve(service_app(service, access), listener, SHUTDOWN_SECONDS)
+    serve(service_app(service, access, correct=correct), listener, SHUTDOWN_SECONDS)

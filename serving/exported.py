@@ -75,7 +75,7 @@ class ExportedModel:
         image_size: S, in pixels; images of another size are resized to S x S.
         classes: their names, in the order of the logits.
         mean, std: of the training images, a value a channel, in units of full brightness.
-        temperature: divides the logits before the softmax; None where none was fitted.
+        temperature: divides the logits before the softmax; fitted on validation.
         outliers: None where no reference embeddings were written.
         version: the first 12 hexadecimal digits of the digest of model.onnx.
     """
@@ -86,7 +86,7 @@ class ExportedModel:
     classes: list[str]
     mean: list[float]
     std: list[float]
-    temperature: float | None
+    temperature: float
     outliers: OutlierRule | None
     training: Training
     version: str

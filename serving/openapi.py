@@ -80,7 +80,7 @@ MODEL = {
         "classes": {"type": "array", "items": TEXT},
         "image_size": COUNT,
         "channels": COUNT,
-        "temperature": {"type": ["number", "null"]},
+        "temperature": NUMBER,
         "outliers": {"type": ["object", "null"]},
         "training": {"type": "object"},
         "version": TEXT,

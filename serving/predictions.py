@@ -41,7 +41,7 @@ class Interpreter:
 
     def __init__(self, model: ExportedModel, references: NDArray[np.float32] | None) -> None:
         self._classes = model.classes
-        self._temperature = model.temperature or 1.0
+        self._temperature = model.temperature
         self._rule = model.outliers
         self._neighbours = None
         if model.outliers is not None and references is not None:

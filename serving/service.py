@@ -24,6 +24,7 @@ from serving.predictions import Interpreter, Prediction
 from serving.uploads import Admission, Upload
 
 MAX_BATCH = 32
+PREVIEW_PIXELS = 256  # longest side of the pictures on the page
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,10 @@ class Service:
         images: list[tuple[int, ReadImage]] = []
         refused: list[dict[str, Any]] = []
         first: RefusedFileError | None = None
+        pixels = PREVIEW_PIXELS if preview else 0
         for index, upload in enumerate(uploads):
             try:
-                images += [(index, one) for one in await self.read(upload, preview)]
+                images += [(index, one) for one in await self.read(upload, pixels)]
                 if len(images) > self.settings.limits.max_images:
                     text = f"the request has more than {self.settings.limits.max_images} images"
                     raise RefusedFileError(413, text)
@@ -116,8 +118,8 @@ class Service:
         ]
         return {"version": self.model.version, "predictions": answers, "refused": refused}
 
-    async def read(self, upload: Upload, preview: bool) -> list[ReadImage]:
-        """The images of one file.
+    async def read(self, upload: Upload, preview: int = 0) -> list[ReadImage]:
+        """The images of one file, with pictures of at most `preview` pixels a side.
 
         Raises:
             RefusedFileError: it cannot be read.

@@ -48,6 +48,12 @@ def hp(**changes: Any) -> Make:
     return lambda: write_config(config_of(**changes))
 
 
+def search(**changes: Any) -> Make:
+    """A search of which `changes` are wrong."""
+    searcher = {"name": "adaptive_asha", "max_time": 3, "time_metric": "epochs", **changes}
+    return lambda: write_config({**config_of(), "searcher": searcher})
+
+
 def config_file(content: bytes) -> Make:
     def make() -> list[str]:
         Path("config.yaml").write_bytes(content)

@@ -338,6 +338,18 @@ class TestRefusals:
         assert captured.err.count("\n") == 1
         return captured.err
 
+    def change(self, copy: Path, **changes: Any) -> None:
+        """Change what the checkpoints say of themselves, as if they had been written so."""
+        for file in copy.glob("checkpoints/*/run.json"):
+            content = json.loads(file.read_text(encoding="utf-8"))
+            for name, value in changes.items():
+                content[name] = {**content[name], **value} if isinstance(value, dict) else value
+            file.write_text(json.dumps(content), encoding="utf-8")
+        entries = json.loads((copy / "checkpoints.json").read_text())
+        (copy / "checkpoints.json").write_text(
+            json.dumps([{**entry, "blake2b": {}} for entry in entries])
+        )
+
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert "not a run or checkpoint" in self.refused(capsys, str(tmp_path))
 
@@ -359,12 +371,11 @@ class TestRefusals:
         entries = json.loads((copy / "checkpoints.json").read_text())
         last = max(entries, key=lambda one: one["round"])
         other = next(one for one in entries if one is not last)
-        renamed = "2222" + other["uuid"][4:]
-        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / renamed)
-        other["uuid"] = renamed
+        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "22222")
+        other["uuid"] = "22222"
         (copy / "checkpoints.json").write_text(json.dumps(entries))
         assert open_run(copy, "2").uuid == last["uuid"]
-        assert open_run(copy, "2222").uuid == renamed
+        assert open_run(copy, "2222").uuid == "22222"
 
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")
@@ -375,43 +386,21 @@ class TestRefusals:
             file.write_bytes(file.read_bytes()[:1000])
         assert "weights.safetensors" in self.refused(capsys, str(copy))
 
-    def test_checkpoint_that_runs_code(
-        self, copy: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        (folder, *_) = sorted((copy / "checkpoints").iterdir())
-        torch.save({"surprise": shutil.rmtree}, folder / "weights.safetensors")
-        assert "weights.safetensors: cannot be read" in self.refused(capsys, str(folder))
-
-    def test_checkpoint_elsewhere(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        entries = json.loads((copy / "checkpoints.json").read_text())
-        for entry in entries:
-            entry["uuid"] = "../../elsewhere"
-        (copy / "checkpoints.json").write_text(json.dumps(entries))
-        assert "is not a checkpoint's id" in self.refused(capsys, str(copy))
-
-    def changed(self, copy: Path, **values: Any) -> Path:
-        """A checkpoint of the run, alone in a folder, with `values` in its run.json."""
-        (folder, *_) = sorted((copy / "checkpoints").iterdir())
-        content = json.loads((folder / "run.json").read_text())
-        settings = {**content["settings"], **values.pop("settings", {})}
-        (folder / "run.json").write_text(json.dumps({**content, **values, "settings": settings}))
-        return folder
-
     def test_other_data(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        folder = self.changed(copy, fingerprint="0" * 64)
-        assert "fingerprint" in self.refused(capsys, str(folder))
+        self.change(copy, fingerprint="0" * 64)
+        assert "fingerprint" in self.refused(capsys, str(copy))
 
     def test_settings_of_another_version(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder = self.changed(copy, settings={"rouns": 3})
-        assert "run.json: hyperparameters.rouns: unknown" in self.refused(capsys, str(folder))
+        self.change(copy, settings={"rouns": 3})
+        assert "rouns" in self.refused(capsys, str(copy))
 
     def test_weights_of_another_network(
         self, copy: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder = self.changed(copy, settings={"architecture": "resnet18"})
-        assert "damaged" in self.refused(capsys, str(folder))
+        self.change(copy, settings={"architecture": "resnet18"})
+        assert "another checkpoint" in self.refused(capsys, str(copy))
 
     def test_output_that_is_a_file(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         place = copy / "config.yaml"

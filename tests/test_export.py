@@ -148,7 +148,7 @@ def test_without_the_data_set(
     precision, recall = row["test_precision_3"], row["test_recall_3"]
     assert f"| 3 | 3 | {spent} | {precision:.3f} | {recall:.3f} |" in card
     config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
-    assert config["temperature"] is None
+    assert config["temperature"] == pytest.approx(run.temperature)
     assert config["outliers"] is None
     assert not (tmp_path / "out" / "references.safetensors").exists()
     assert "no outlier flag" in card
@@ -228,5 +228,6 @@ class TestRefusals:
 
     def test_no_run(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         message = self.refused(capsys, tmp_path / "absent", "--output", tmp_path / "new")
-        assert "not a run folder" in message
+        assert "not a run or checkpoint" in message
+        assert "--images" not in message
         assert not (tmp_path / "new").exists()

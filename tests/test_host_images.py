@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from active_learning import ActiveLearner
+from tests.conftest import ask
+from training import host_images
 from training.host_images import AHEAD, batches_on
 
 CPU = torch.device("cpu")
@@ -82,6 +85,31 @@ def test_a_feed_that_is_left_ends_its_thread() -> None:
     assert threading.active_count() == before + 1
     feed.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before
+
+
+def test_a_run_on_host_images_is_the_same(
+    make_learner: Callable[..., ActiveLearner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that images on the host take, down to the weights, without a GPU."""
+
+    def weights(interrupted: bool = False) -> dict[str, Tensor]:
+        learner = make_learner(self_supervised_steps=3, self_supervised_batch_size=16)
+        learner.pretrain()
+        ask(learner)
+        for step in range(learner.hp.batches_per_round):
+            if interrupted and step == 1:
+                learner._planned_round = -1  # as after a resume in the middle of a round
+            learner.train_step()
+        ask(learner)
+        learner.train_step()
+        return learner.network.state_dict()
+
+    expected = weights()
+    monkeypatch.setattr(host_images, "is_elsewhere", lambda images, device: True)
+    monkeypatch.setattr("active_learning.is_elsewhere", lambda images, device: True)
+    for found in (weights(), weights(interrupted=True)):
+        for name, value in expected.items():
+            assert torch.equal(found[name], value), name
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -321,7 +321,7 @@ def test_no_acknowledged_answer_is_lost_to_twenty_kills(
 
 
 def test_the_next_round_is_trained_from_the_page(browser: webdriver.Chrome, tmp_path: Path) -> None:
-    """Round 0 is labelled, trained with progress in view, and the page goes on with round 1."""
+    """Round 0 is labelled, trained with progress in view, and the page opens round 1."""
     run = tmp_path / "run"
     assert run_locally(request(run, oracle="people", rounds=2)) == AWAITING_LABELS
     with serving(run) as page:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from errors import UserError
 from reporting.calibration import fit_temperature
-from run_folder.reader import Run, open_model, open_run
+from run_folder.reader import Run, open_run
 from tests.conftest import ROOT
 from tools import predict
 from tools.image_inputs import ImageBatch
@@ -254,16 +254,6 @@ def test_rows_are_written_while_images_are_read(run: Run, tmp_path: Path) -> Non
     files = sorted(tmp_path.glob("*.png"))
     assert stream.predict_files(predictor, files, Recorder(), max_pixels=10**6) == 0
     assert events == ["32 read", "32 written"] * 3 + ["4 read", "4 written"]
-
-
-def test_damaged_statistics_are_refused(small_run: Path, tmp_path: Path) -> None:
-    (folder, *_) = sorted((small_run / "checkpoints").iterdir())
-    damaged = Path(shutil.copytree(folder, tmp_path / "checkpoint"))
-    content = json.loads((damaged / "run.json").read_text(encoding="utf-8"))
-    for wrong in ({"mean": [0.5, 0.5]}, {"channels": "one"}, {"std": None}, {"class_names": 3}):
-        (damaged / "run.json").write_text(json.dumps({**content, **wrong}))
-        with pytest.raises(UserError, match=r"run\.json: damaged"):
-            open_model(damaged)
 
 
 def test_table_on_the_terminal(

@@ -67,7 +67,8 @@ class TestViews:
         indices = torch.tensor([5, 0, 3, 8])
 
         def view(part: slice) -> Tensor:
-            return Views(True).batch(images, indices, make_generator(0, "view"), part)
+            gathered = images[indices[part]]
+            return Views(True).gathered(gathered, 4, make_generator(0, "view"), part)
 
         whole = view(slice(None))
         assert whole.shape == (4, channels, 8, 8)
@@ -78,7 +79,7 @@ class TestViews:
     def test_two_views_differ_and_some_are_grey(self) -> None:
         images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8)
         generator = make_generator(0, "view")
-        one, other = (Views(False).batch(images, torch.arange(200), generator) for _ in range(2))
+        one, other = (Views(False).gathered(images, 200, generator) for _ in range(2))
         assert not torch.equal(one, other)
         grey = (one == one[:, :1]).flatten(1).all(1)
         assert 20 < int(grey.sum()) < 60
@@ -122,8 +123,8 @@ class TestSteps:
     def test_each_pass_shows_every_image_once(self, make_learner: Build) -> None:
         work = work_of(make_learner(self_supervised_steps=8, self_supervised_batch_size=30))
         passes: list[list[int]] = [[], []]
-        for work.step in range(8):
-            passes[work.step // 4] += work._batch().tolist()
+        for step, batch in enumerate(work._index_batches()):
+            passes[step // 4] += batch.tolist()
         assert sorted(passes[0]) == sorted(passes[1]) == list(range(120))
         assert passes[0] != passes[1]
 

@@ -27,10 +27,12 @@ from starlette.testclient import TestClient
 
 from benchmarks.serving import png, running_service
 from errors import UserError
+from labelling.log import AnswerLog
+from labelling.uploads import Uploads
 from run_folder import reader
 from run_folder.reader import Run, open_run
 from serving import command
-from serving.app import service_app
+from serving.app import Correct, service_app
 from serving.batching import Batcher
 from serving.decoding.limits import Limits
 from serving.engine import OnnxEngine, TorchEngine
@@ -57,10 +59,13 @@ def images(run: Run) -> NDArray[np.uint8]:
 
 @contextlib.contextmanager
 def client_of(
-    folder: Path, settings: ServiceSettings | None = None, log: io.StringIO | None = None
+    folder: Path,
+    settings: ServiceSettings | None = None,
+    log: io.StringIO | None = None,
+    correct: Correct | None = None,
 ) -> Iterator[tuple[TestClient, Service]]:
     service = Service(folder, settings or ServiceSettings())
-    app = service_app(service, Access.for_address("127.0.0.1", 80), log or io.StringIO())
+    app = service_app(service, Access.for_address("127.0.0.1", 80), log or io.StringIO(), correct)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client, service
 
@@ -82,7 +87,6 @@ class TestPredictions:
         self, client: TestClient, exported: Path, run: Run, images: NDArray[np.uint8]
     ) -> None:
         model = read_exported(exported)
-        assert model.temperature is not None
         embeddings = run.inference.embed(torch.from_numpy(images), "test")
         expected = (run.inference.logits(embeddings) / model.temperature).softmax(1)
         references = read_references(exported, model)
@@ -142,11 +146,11 @@ class TestPredictions:
         picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(text))))
         np.testing.assert_array_equal(picture, images[0, 0])
 
-    def test_without_calibration_there_is_no_flag(self, exported: Path, tmp_path: Path) -> None:
+    def test_without_references_there_is_no_flag(self, exported: Path, tmp_path: Path) -> None:
         plain = tmp_path / "plain"
         plain.mkdir()
         os.link(exported / "model.onnx", plain / "model.onnx")
-        model = dataclasses.replace(read_exported(exported), temperature=None, outliers=None)
+        model = dataclasses.replace(read_exported(exported), outliers=None)
         (plain / "config.json").write_text(model.to_json(), encoding="utf-8")
         image = png(np.zeros((1, 8, 8), np.uint8))
         with client_of(plain) as (client, _):
@@ -192,6 +196,47 @@ class TestActivation:
         assert answer.status_code == 400
         answer = client.post("/activation?class=3", content=npy(images[:2, 0]), headers=NPY)
         assert answer.json() == {"error": "activation: give one image"}
+
+
+class TestCorrections:
+    def send(self, client: TestClient, image: bytes, **fields: str) -> httpx.Response:
+        values = {"class": "3", "annotator": "Ana", "name": "cells/a.png", **fields}
+        return client.post("/corrections", files={"file": ("a.png", image)}, data=values)
+
+    def test_join_the_labelling_log(
+        self, exported: Path, images: NDArray[np.uint8], tmp_path: Path
+    ) -> None:
+        uploads = Uploads(tmp_path)
+        with client_of(exported, correct=uploads.add) as (client, _):
+            assert client.get("/model").json()["corrections"] is True
+            first = self.send(client, png(images[0]))
+            assert first.json() == {"number": 0, "class": "3"}
+            self.send(client, png(images[1]), **{"class": "5", "annotator": "Ben"})
+            # A change of mind about the same picture is one more line, not one more picture.
+            assert self.send(client, png(images[0]), **{"class": "4"}).json()["number"] == 0
+        found = Uploads(tmp_path).labelled()
+        assert [(one.class_name, one.annotator) for one in found] == [("4", "Ana"), ("5", "Ben")]
+        assert found[0].source == "cells/a.png"
+        stored = np.asarray(Image.open(found[0].path))
+        np.testing.assert_array_equal(stored, images[0, 0])
+        assert len(AnswerLog(tmp_path / "labelling" / "uploads").read()) == 3
+
+    @pytest.mark.parametrize(
+        ("fields", "status"),
+        [({"class": "cat"}, 400), ({"annotator": ""}, 400), ({"annotator": "x" * 500}, 400)],
+    )
+    def test_are_refused_without_a_trace(
+        self, exported: Path, images: NDArray[np.uint8], tmp_path: Path,
+        fields: dict[str, str], status: int,
+    ) -> None:  # fmt: skip
+        with client_of(exported, correct=Uploads(tmp_path).add) as (client, _):
+            assert self.send(client, png(images[0]), **fields).status_code == status
+            assert self.send(client, b"no image").status_code == 415
+        assert Uploads(tmp_path).labelled() == []
+
+    def test_need_a_run(self, client: TestClient, images: NDArray[np.uint8]) -> None:
+        assert client.get("/model").json()["corrections"] is False
+        assert self.send(client, png(images[0])).status_code == 404
 
 
 class TestTheRest:
@@ -383,7 +428,7 @@ class TestSources:
     def served(self, monkeypatch: pytest.MonkeyPatch) -> list[ExportedModel]:
         models: list[ExportedModel] = []
 
-        def note(folder: Path, _: object) -> None:
+        def note(folder: Path, _: object, correct: Correct | None) -> None:
             self.folder = folder
             models.append(read_exported(folder))
 
@@ -399,11 +444,18 @@ class TestSources:
         assert model.training.run == small_run.name
         assert not self.folder.exists()
 
+    def test_a_checkpoint_is_exported_as_well(
+        self, small_run: Path, served: list[ExportedModel]
+    ) -> None:
+        checkpoint = max((small_run / "checkpoints").iterdir(), key=lambda one: one.name)
+        assert serve.main([str(checkpoint)]) == 0
+        assert served[0].training.checkpoint == checkpoint.name
+
     def test_without_its_data_there_is_no_outlier_flag(
         self, small_run: Path, served: list[ExportedModel], monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:  # fmt: skip
-        def gone(*_: object) -> None:
+        def gone(*_: object, **__: object) -> None:
             raise UserError("the data set is gone")
 
         monkeypatch.setattr(reader, "load_data", gone)
@@ -416,6 +468,12 @@ class TestSources:
     ) -> None:
         assert serve.main([str(exported)]) == 0
         assert self.folder == exported
+
+    def test_corrections_need_a_run_folder(
+        self, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert serve.main([str(exported), "--corrections", str(tmp_path)]) == 2
+        assert "no run folder" in capsys.readouterr().err
 
     def test_anything_else_is_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

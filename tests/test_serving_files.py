@@ -39,7 +39,7 @@ def decode(data: bytes, name: str = "", limits: Limits = LIMITS) -> list[ReadIma
     async def work() -> list[ReadImage]:
         async with decoder_pool(limits, 1) as pool:
             decoder = Decoder(pool, SIZE, 1, limits)
-            return await decoder.decode(data, declared_format(name, ""), preview=False)
+            return await decoder.decode(data, declared_format(name, ""), preview=0)
 
     return asyncio.run(work())
 
@@ -191,20 +191,20 @@ def test_every_hostile_file_is_refused_soon_in_flat_memory() -> None:
     async def work() -> None:
         async with decoder_pool(LIMITS, 1) as pool:
             decoder = Decoder(pool, SIZE, 1, LIMITS)
-            await decoder.decode(PNG, None, False)
+            await decoder.decode(PNG, None, 0)
             (child,) = psutil.Process().children()
-            await decoder.decode(GOOD_HDF5, None, False)  # h5py is loaded
+            await decoder.decode(GOOD_HDF5, None, 0)  # h5py is loaded
             before = child.memory_info().rss
             for what, (make, name, status, text) in CASES.items():
                 data = make()
                 start = time.perf_counter()
                 with pytest.raises(RefusedFileError, match=text) as caught:
-                    await decoder.decode(data, declared_format(name, ""), False)
+                    await decoder.decode(data, declared_format(name, ""), 0)
                 assert caught.value.status == status, what
                 assert "\n" not in caught.value.text, what
                 assert time.perf_counter() - start < SECONDS, what
             assert child.memory_info().rss - before < 30 * 2**20
-            assert len(await decoder.decode(PNG, None, False)) == 1
+            assert len(await decoder.decode(PNG, None, 0)) == 1
 
     asyncio.run(work())
 
@@ -288,15 +288,15 @@ class TestChildren:
         async def work() -> None:
             async with decoder_pool(dataclasses.replace(LIMITS, seconds=20), 1) as pool:
                 decoder = Decoder(pool, SIZE, 1, LIMITS)
-                await decoder.decode(PNG, None, False)
+                await decoder.decode(PNG, None, 0)
                 (first,) = psutil.Process().children()
                 pool._seconds = 0.1
                 with pytest.raises(RefusedFileError, match=r"more than 0\.1 s") as caught:
-                    await decoder.decode(file.getvalue(), None, False)
+                    await decoder.decode(file.getvalue(), None, 0)
                 assert caught.value.status == 413
                 assert not first.is_running()
                 pool._seconds = 20
-                assert len(await decoder.decode(PNG, None, False)) == 1
+                assert len(await decoder.decode(PNG, None, 0)) == 1
 
         asyncio.run(work())
 
@@ -304,15 +304,15 @@ class TestChildren:
         async def work() -> None:
             async with decoder_pool(LIMITS, 1) as pool:
                 decoder = Decoder(pool, SIZE, 1, LIMITS)
-                await decoder.decode(PNG, None, False)
+                await decoder.decode(PNG, None, 0)
                 (child,) = psutil.Process().children()
                 os.kill(child.pid, signal.SIGSTOP)
-                task = asyncio.create_task(decoder.decode(PNG, None, False))
+                task = asyncio.create_task(decoder.decode(PNG, None, 0))
                 await asyncio.sleep(0.05)
                 os.kill(child.pid, signal.SIGKILL)
                 with pytest.raises(RefusedFileError, match="crashes"):
                     await task
-                assert len(await decoder.decode(PNG, None, False)) == 1
+                assert len(await decoder.decode(PNG, None, 0)) == 1
 
         asyncio.run(work())
 

@@ -35,7 +35,6 @@ def commands() -> list[str]:
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
         for file in files
         if '__name__ == "__main__"' in file.read_text(encoding="utf-8")
-        and file.name != "pretrain.py"  # until its rewriting has landed
     )
 
 

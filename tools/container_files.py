@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CODE = ("errors.py", "data_sources/__init__.py", "data_sources/image_file.py", "serving", "web")
 PACKAGES = (
     "h5py",
+    "httptools",
     "numpy",
     "onnxruntime",
     "pillow",
@@ -23,6 +24,7 @@ PACKAGES = (
     "safetensors",
     "starlette",
     "uvicorn",
+    "uvloop",
 )
 REQUIREMENT_FILES = ("requirements.txt", "tools/requirements.txt")
 

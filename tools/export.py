@@ -14,7 +14,7 @@ RUN is a run folder or a checkpoint's. DIR then holds:
 
 Everything written is read back and compared with the run's own network before DIR is there, on
 validation images. Without the data set the comparison is on --images, or on random pixels. Then
-DIR has no temperature and no outlier flag, and the card has the figures that the run noted.
+DIR has no outlier flag, the temperature is the checkpoint's, and the card has the run's figures.
 --verify writes nothing: it compares the ONNX file in DIR with the run's network in PyTorch on all
 validation images, or on --images.
 """
@@ -48,7 +48,7 @@ def export(arguments: argparse.Namespace) -> None:
     agreement = write_folder(content, arguments.output)
     print(f"written: {arguments.output}; {agreement} ({content.images_are})")
     if content.calibration is None:
-        print("without the data set: no temperature and no outlier flag", file=sys.stderr)
+        print("without the data set: no outlier flag", file=sys.stderr)
 
 
 def verify(arguments: argparse.Namespace) -> None:

@@ -99,6 +99,7 @@ def content_with_data(source: Source, evaluated: bool) -> Content:
     try:
         run = source.open_with_data()
     except UserError as error:
+        source.open()  # raises its own error where the run is the trouble, and not its data
         raise UserError(f"{error}; or give real images to check on by --images") from error
     evaluations = None
     if evaluated:
@@ -220,7 +221,7 @@ def _describe(content: Content, inference: Inference, onnx: Path) -> ExportedMod
         classes=list(model.class_names),
         mean=inference.mean.tolist(),
         std=inference.std.tolist(),
-        temperature=calibration.temperature if calibration else None,
+        temperature=calibration.temperature if calibration else model.temperature,
         outliers=calibration.rule if calibration else None,
         training=Training(
             run=model.path.resolve().name,

@@ -91,15 +91,18 @@ is the only sign that an image shows none of them; it misses some.
 
 
 def _calibration(exported: ExportedModel) -> str:
-    if exported.temperature is None or exported.outliers is None:
-        return (
-            "The data set was not at hand when this was written, so no temperature was fitted and "
-            "there is no outlier flag."
-        )
-    rule = exported.outliers
-    return (
+    scaling = (
         f"Divide the logits by the temperature, {exported.temperature:.3f}, before the softmax: "
-        "the probabilities are then calibrated on the validation split. An image is an outlier "
+        "the probabilities are then calibrated on the validation split. "
+    )
+    rule = exported.outliers
+    if rule is None:
+        return (
+            f"{scaling}There is no outlier flag, because the data set was not at hand when this "
+            "was written."
+        )
+    return (
+        f"{scaling}An image is an outlier "
         f"where its mean Euclidean distance to the {rule.neighbours} nearest of "
         f"{rule.references} labelled embeddings is above {rule.threshold:.4f}. Of "
         f"{rule.validation_images} validation images, {100 - rule.percentile:.0f} % are."

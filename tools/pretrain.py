@@ -16,23 +16,24 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from active_learning import ActiveLearner
 from errors import UserError, exit_status
-from reporting.files import write_atomically
-from reporting.run_progress import progress_bar
-from training.backbone_file import backbone_bytes
-from training.experiment_config import load, override, sample
-from training.hyperparameters import Hyperparameters
-from training.loading import load_data
-from training.ranks import ALONE
 
 SAVE_EVERY = 200  # steps, counted when `reporting_period` steps are over
 
 
 def pretrain(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Learn the backbone and write it."""
+    import torch
+
+    from active_learning import ActiveLearner
+    from reporting.files import write_atomically
+    from reporting.run_progress import progress_bar
+    from training.backbone_file import backbone_bytes
+    from training.experiment_config import load, override, sample
+    from training.hyperparameters import Hyperparameters
+    from training.loading import load_data
+    from training.ranks import ALONE
+
     output: Path = arguments.output
     if output.exists():
         raise UserError(f"--output {output}: exists; name a new file")
@@ -74,7 +75,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.pretrain", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--config", type=Path, required=True, metavar="YAML")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
     parser.add_argument("--data-dir", type=Path, help="in place of hyperparameters.data_dir")

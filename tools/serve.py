@@ -14,8 +14,12 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from errors import UserError, exit_status
+
+if TYPE_CHECKING:
+    from labelling.uploads import Uploads
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -23,13 +27,29 @@ def serve(arguments: argparse.Namespace) -> None:
     from serving.command import run_service
     from serving.exported import is_exported
 
+    correct = None
+    if arguments.corrections is not None:
+        correct = _uploads(arguments.corrections).add
     if is_exported(arguments.source):
-        run_service(arguments.source, arguments)
+        run_service(arguments.source, arguments, correct=correct)
         return
     with tempfile.TemporaryDirectory(prefix="served_model_") as temporary:
         folder = Path(temporary) / "exported"
         _export(arguments, folder)
-        run_service(folder, arguments)
+        run_service(folder, arguments, correct=correct)
+
+
+def _uploads(run: Path) -> Uploads:
+    """Where the page's corrections go.
+
+    Raises:
+        UserError: `run` is no run folder.
+    """
+    from labelling.uploads import Uploads
+
+    if not (run / "run.json").is_file():
+        raise UserError(f"--corrections {run}: no run folder; name one that a run has written")
+    return Uploads(run)
 
 
 def _export(arguments: argparse.Namespace, folder: Path) -> None:
@@ -60,6 +80,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of a run: best, last, a round, or 4 or more characters of an id",
     )
     parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    parser.add_argument(
+        "--corrections",
+        type=Path,
+        metavar="RUN",
+        help="let people correct classes on the page; the images join this run's labelling folder",
+    )
     add_service_arguments(parser)
     arguments = parser.parse_args(argv)
     return exit_status(lambda: serve(arguments))

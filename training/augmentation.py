@@ -57,17 +57,26 @@ class Augmentation:
         ranks, which each take a part of one batch, therefore produce the batch of a single rank.
 
         Args:
-            images: uint8 [N, C, S, S], on the device of `indices`, or on the host if they do not
-                fit there.
+            images: uint8 [N, C, S, S], on the device of `indices`.
             indices: int64 [batch], on the device of `generator`.
             generator: source of all random parameters.
             part: the positions in `indices` that this rank takes.
         """
-        chosen = indices[part]
-        if images.device != indices.device:
-            images = images[chosen.to(images.device)].to(indices.device)
-            chosen = torch.arange(len(chosen), device=indices.device)
-        return self._vary(images, chosen, len(indices), part, generator)
+        return self._vary(images, indices[part], len(indices), part, generator)
+
+    def gathered(
+        self, images: Tensor, count: int, generator: torch.Generator, part: slice = slice(None)
+    ) -> Tensor:
+        """The same as `batch` for images that have been gathered already.
+
+        Args:
+            images: uint8 [B, C, S, S], those at `part` of a batch, on the device of `generator`.
+            count: size of the whole batch.
+            generator: source of all random parameters.
+            part: the positions in the batch that this rank takes.
+        """
+        rows = torch.arange(len(images), device=images.device)
+        return self._vary(images, rows, count, part, generator)
 
     def view(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """All `images`, uint8 [B, C, S, S], under one and the same draw: float32 in [0, 1].

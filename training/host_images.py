@@ -25,6 +25,11 @@ Arrival = Callable[[], Tensor]
 Copy = Callable[[Tensor], Arrival]
 
 
+def is_elsewhere(images: Tensor, device: torch.device) -> bool:
+    """Whether batches of `images` have to be brought to `device`."""
+    return images.device != device
+
+
 def batches_on(
     device: torch.device,
     images: Tensor,
@@ -42,7 +47,7 @@ def batches_on(
     Yields:
         uint8 [b, C, H, W].
     """
-    if images.device == device and copy is None:
+    if copy is None and not is_elsewhere(images, device):
         for indices in index_batches:
             yield images[indices]
             release(images)

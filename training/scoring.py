@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data import ImageStore, release
+from data import ImageStore
 from query_strategies import PoolScores, Strategy
 from resnet_custom import SplitNetwork
+from training.host_images import batches_on
 from training.inference import Inference, Passes
 from training.ranks import Ranks
 
@@ -103,6 +104,5 @@ class PoolScorer:
             # Each rank's batches have moved BatchNorm's statistics in a way of their own.
             self._ranks.agree(buffer)
         self._inference.refresh()
-        for block in self._progress(share.split(self._inference.step), title):
-            yield images[block.to(images.device)].to(self._inference.device)
-            release(images)
+        blocks = share.to(images.device).split(self._inference.step)
+        yield from batches_on(self._inference.device, images, self._progress(blocks, title))

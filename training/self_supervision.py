@@ -11,15 +11,15 @@ from __future__ import annotations
 import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data import release
 from errors import DivergedError, UserError
 from resnet_custom import SplitNetwork
+from training.host_images import batches_on
 from training.hyperparameters import Hyperparameters
 from training.optimisation import learning_rate, make_optimizer
 from training.ranks import ALONE, Ranks
@@ -32,7 +32,7 @@ REDUNDANCY = 1 / 128  # weight of the correlations between different components
 
 # The hyperparameters that the steps depend on.
 SETTINGS = (
-    *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction"),
+    *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction", "group_by"),
     *("architecture", "pretrained", "pretrained_backbone", "flips_and_rotations"),
     *("weight_decay", "warmup_fraction", "self_supervised_steps"),
     *("self_supervised_batch_size", "self_supervised_learning_rate"),
@@ -91,7 +91,7 @@ class SelfSupervision:
         self._trained.requires_grad_(True).train()
         self._optimizer = make_optimizer(self._trained, hp.weight_decay)
         self._views = Views(hp.flips_and_rotations)
-        self._order: tuple[int, Tensor] | None = None  # number and order of a pass over the images
+        self._feed: Iterator[Tensor] | None = None  # the images of the steps that are left
         self._loss = torch.zeros((), device=self._device)  # sum since the last `report`
         self._reported = 0
 
@@ -148,11 +148,12 @@ class SelfSupervision:
 
     def train_step(self) -> None:
         """Take one optimizer step on the next batch of images."""
-        indices = self._batch()
+        if self._feed is None:
+            self._feed = batches_on(self._device, self._images, self._index_batches())
+        gathered, count = next(self._feed), self.hp.self_supervised_batch_size
         generator = make_generator(self._seed, "self_supervision", self.step, device=self._device)
         part = slice(self._ranks.rank, None, self._ranks.size)
-        views = [self._views.batch(self._images, indices, generator, part) for _ in range(2)]
-        release(self._images)
+        views = [self._views.gathered(gathered, count, generator, part) for _ in range(2)]
         images = (torch.cat(views) - self._mean) / self._std
         loss = self._batch_loss(images.contiguous(memory_format=torch.channels_last))
         for group in self._optimizer.param_groups:
@@ -176,15 +177,22 @@ class SelfSupervision:
         one, other = (self._ranks.gather_with_gradient(view) for view in projected.chunk(2))
         return barlow_twins_loss(one, other)
 
-    def _batch(self) -> Tensor:
-        """Dataset indices of this step's batch: int64 [batch], from a random order of the pool."""
+    def _index_batches(self) -> Iterator[Tensor]:
+        """This rank's dataset indices of each step that is left, int64 on the images' device.
+
+        Every pass over the images is in a random order of its own.
+        """
         size = self.hp.self_supervised_batch_size
-        pass_, batch = divmod(self.step, len(self._images) // size)
-        if self._order is None or self._order[0] != pass_:
-            generator = make_generator(self._seed, "self_supervision_order", pass_)
-            order = torch.randperm(len(self._images), generator=generator)
-            self._order = (pass_, order.to(self._device))
-        return self._order[1][batch * size : (batch + 1) * size]
+        batches = len(self._images) // size
+        order, order_of = torch.empty(0), -1
+        for step in range(self.step, self.hp.self_supervised_steps):
+            pass_, batch = divmod(step, batches)
+            if order_of != pass_:
+                generator = make_generator(self._seed, "self_supervision_order", pass_)
+                order = torch.randperm(len(self._images), generator=generator)
+                order, order_of = order.to(self._images.device), pass_
+            whole = order[batch * size : (batch + 1) * size]
+            yield whole[self._ranks.rank :: self._ranks.size]
 
     def report(self) -> dict[str, float]:
         """The step, its learning rate, and the mean loss since the last call."""
@@ -217,9 +225,8 @@ class SelfSupervision:
         Raises:
             UserError: the state belongs to a run with other settings.
         """
-        device = self._images.device
         state: dict[str, Any] = torch.load(
-            io.BytesIO(content), map_location=device, weights_only=True
+            io.BytesIO(content), map_location=self._device, weights_only=True
         )
         for name, value in self._settings.items():
             before = state["settings"][name]
@@ -231,6 +238,7 @@ class SelfSupervision:
         self._trained.load_state_dict(state["trained"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step = self._reported = state["step"]
+        self._feed = None
 
 
 def _projector(size: int, seed: int) -> nn.Module:

@@ -52,7 +52,7 @@ def choose_threads() -> int:
     threads = share_of_cores(cores, shared, runs, busy)
     if threads != torch.get_num_threads():
         logger.info(
-            "torch uses %d of %d cores; %s runs share the machine, other processes use %.1f cores",
+            "torch uses %d of %d cores (runs on this machine: %s; other processes use %.1f cores)",
             *(threads, cores, runs or "unknown", busy),
         )
         torch.set_num_threads(threads)

@@ -34,21 +34,17 @@ class Views:
 
     flips_and_rotations: bool
 
-    def batch(
-        self,
-        images: Tensor,
-        indices: Tensor,
-        generator: torch.Generator,
-        part: slice = slice(None),
+    def gathered(
+        self, images: Tensor, count: int, generator: torch.Generator, part: slice = slice(None)
     ) -> Tensor:
-        """One view of each of the images `indices[part]`: float32 [B, C, S, S] in [0, 1].
+        """One view of each of the images: float32 [B, C, S, S] in [0, 1].
 
-        The arguments are those of `Augmentation.batch`. Two calls with one generator give two
+        The arguments are those of `Augmentation.gathered`. Two calls with one generator give two
         different views.
         """
         augmentation = Augmentation(self.flips_and_rotations, 0, COLOUR_JITTER, 0.0)
-        batch = augmentation.batch(images, indices, generator, part)
-        draws = torch.rand(5, len(indices), generator=generator, device=generator.device)[:, part]
+        batch = augmentation.gathered(images, count, generator, part)
+        draws = torch.rand(5, count, generator=generator, device=generator.device)[:, part]
         if batch.shape[1] == 3:
             grey = (draws[4] < GREY_PROBABILITY).view(-1, 1, 1, 1)
             batch = torch.where(grey, batch.mean(1, keepdim=True), batch)

@@ -142,7 +142,7 @@ class AccessMiddleware:
         await self.app(scope, self._limited(receive), send_with_headers)
 
     def _refusal(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
-        """The answer to a request that must not go on, or None."""
+        """The answer to a request that is refused, or None."""
         host = headers.get("host", "")
         if not self.access.knows_host(host):
             return error_response(403, "Host: this server is not known by that name")

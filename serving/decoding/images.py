@@ -19,8 +19,6 @@ from serving.decoding import arrays
 from serving.decoding.formats import PICTURES, check_format
 from serving.decoding.limits import Limits, RefusedFileError
 
-PREVIEW_PIXELS = 256  # longest side
-
 
 @dataclass(frozen=True)
 class DecodedImage:
@@ -30,7 +28,7 @@ class DecodedImage:
         name: of the image inside its file, such as `x[3]`; empty where a file is one image.
         width, height: as in the file.
         pixels: uint8 [C, S, S], resized for the network.
-        preview: a PNG of at most `PREVIEW_PIXELS` a side, or nothing.
+        preview: a PNG, or nothing.
     """
 
     name: str
@@ -41,9 +39,13 @@ class DecodedImage:
 
 
 def decode_file(
-    data: bytes, declared: str | None, size: int, channels: int, limits: Limits, preview: bool
+    data: bytes, declared: str | None, size: int, channels: int, limits: Limits, preview: int
 ) -> list[DecodedImage]:
     """All images of one file, resized whole to `size` x `size` as training images are.
+
+    Args:
+        declared: the format that the file claims to be, if it does.
+        preview: the longest side of a picture to look at, in pixels; 0: none.
 
     Raises:
         RefusedFileError: the file is damaged, too large or of another kind.
@@ -57,7 +59,7 @@ def decode_file(
         image = Image.fromarray(array)
         small = image.resize((size, size), Image.Resampling.BILINEAR)
         pixels = with_channels(np.asarray(small).reshape(size, size, -1), channels)
-        picture = _png(image) if preview else b""
+        picture = _png(image, preview) if preview else b""
         images.append(DecodedImage(name, *image.size, pixels, picture))
     return images
 
@@ -74,7 +76,7 @@ def _checked_count(
 
 
 def _decode_picture(
-    data: bytes, found: str, size: int, channels: int, limits: Limits, preview: bool
+    data: bytes, found: str, size: int, channels: int, limits: Limits, preview: int
 ) -> DecodedImage:
     try:
         with Image.open(BytesIO(data), formats=[found]) as image:
@@ -83,7 +85,7 @@ def _decode_picture(
         picture = b""
         if preview:
             shown = read_picture(BytesIO(data), name="the file", max_pixels=limits.max_pixels)
-            picture = _png(shown)
+            picture = _png(shown, preview)
     except (RefusedFileError, MemoryError):
         raise
     except UserError as error:
@@ -116,9 +118,9 @@ def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
     return np.ascontiguousarray(moved)
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, longest_side: int) -> bytes:
     small = image.copy()
-    small.thumbnail((PREVIEW_PIXELS, PREVIEW_PIXELS), Image.Resampling.BILINEAR)
+    small.thumbnail((longest_side, longest_side), Image.Resampling.BILINEAR)
     file = BytesIO()
     small.save(file, "PNG", compress_level=1)
     return file.getvalue()

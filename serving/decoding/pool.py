@@ -158,8 +158,12 @@ class Decoder:
         self._shape = (channels, size, size)
         self._limits = limits
 
-    async def decode(self, data: bytes, declared: str | None, preview: bool) -> list[ReadImage]:
-        """All images of a file; `declared` is the format that it claims to be, if it does.
+    async def decode(self, data: bytes, declared: str | None, preview: int) -> list[ReadImage]:
+        """All images of a file.
+
+        Args:
+            declared: the format that it claims to be, if it does.
+            preview: the longest side of a picture to look at, in pixels; 0: none.
 
         Raises:
             RefusedFileError: it is damaged, too large or of another kind.

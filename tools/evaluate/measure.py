@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -142,7 +143,12 @@ def report(run: Run, evaluation: Evaluation) -> dict[str, Any]:
     support = evaluation.confusion.sum(1).tolist()
     numbers: dict[str, Any] = {
         "run": str(run.path),
-        "checkpoint": {"uuid": run.uuid, "round": run.round, "val_loss": run.val_loss},
+        "checkpoint": {
+            "uuid": run.uuid,
+            "round": run.round,
+            "val_loss": run.val_loss if math.isfinite(run.val_loss) else None,
+            "best_by": run.description.goal.metric,
+        },
         "dataset": run.splits.name,
         "fingerprint": run.splits.fingerprint(),
         "architecture": run.hp.architecture,

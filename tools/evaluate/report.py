@@ -69,7 +69,8 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
     lines = [
         f"{len(evaluation.store)} images, {run.splits.num_classes} classes; network "
         f"{run.hp.architecture}, checkpoint {run.uuid}, written after round {run.round} "
-        f"(rounds count from 0; validation loss {run.val_loss:.3f}).",
+        f"(rounds count from 0; validation loss {run.val_loss:.3f}). The best round of this run is "
+        f"the one with the {_extreme(run)} {run.description.goal.metric}.",
         f"{labelled} of {pool} training images labelled ({labelled / pool:.1%}), chosen by "
         f"{run.hp.query_strategy}; seed {run.seed}.",
         "Intervals hold with 95 % confidence: Wilson's for shares, DeLong's variance for AUC, a "
@@ -94,6 +95,10 @@ def _summary(run: Run, evaluation: Evaluation) -> str:
         "0 to 1, are better when lower."
     )
     return bullets(map(escape, lines)) + table(["measure", "value"], rows) + note(reading)
+
+
+def _extreme(run: Run) -> str:
+    return "lowest" if run.description.goal.smaller_is_better else "highest"
 
 
 def _classes(evaluation: Evaluation, names: Sequence[str]) -> str:
@@ -298,12 +303,13 @@ def _bins_table(evaluation: Evaluation) -> str:
 def _queries(run: Run) -> str:
     """The class mix and a contact sheet of every round."""
     train = run.splits.train
+    answered = [row for row in run.queries if row["label"]]  # people may skip images
     rounds, indices, labels = (
-        torch.tensor([int(row[one]) for row in run.queries]) for one in ("round", "index", "label")
+        torch.tensor([int(row[one]) for row in answered]) for one in ("round", "index", "label")
     )
     counts = torch.zeros(int(rounds.max()) + 1, train.num_classes, dtype=torch.int64)
     counts.index_put_((rounds, labels), torch.tensor(1), accumulate=True)
-    pool = torch.bincount(train.labels, minlength=train.num_classes)
+    pool = torch.bincount(train.labels[train.labels >= 0], minlength=train.num_classes)
     content = note(
         "Images of each class that the rounds asked for; the shade is the share of the round. The "
         "last column is the make-up of the whole pool, which a random draw would have. Below, some "

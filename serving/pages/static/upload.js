@@ -21,11 +21,10 @@ async function loadModel() {
   if (!response.ok) throw new Error((await response.json()).error);
   model = await response.json();
   $("title").textContent = `Classify images: ${model.training.dataset}`;
-  const calibrated = model.temperature ? "calibrated" : "not calibrated";
   const outliers = model.outliers ? "" : " No outlier flag: exported without its data.";
   $("model").textContent =
     `${model.architecture}, ${model.classes.length} classes, trained on ` +
-    `${model.training.labelled_images} labels; probabilities ${calibrated}. ` +
+    `${model.training.labelled_images} labels. ` +
     `Version ${model.version}.${outliers} Research use only.`;
   $("annotator-label").hidden = !model.corrections;
 }
@@ -253,7 +252,7 @@ async function correct(one, card, select) {
     const body = await response.json();
     if (!response.ok) throw new Error(body.error);
     one.corrected = select.value;
-    answer.textContent = `Saved as ${select.value}; the next round trains on it.`;
+    answer.textContent = `Saved as ${select.value} for the run.`;
   } catch (error) {
     select.value = one.corrected;
     answer.textContent = `Not saved: ${error.message}`;

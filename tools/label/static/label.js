@@ -900,7 +900,7 @@ function refreshBanner() {
     banner(newer ? "The next round asks for new labels." : "Another batch waits for labels.",
       [["Open it", () => open(info.current)]]);
   } else if (running) {
-    banner("The next round is in training. You can go on looking and correcting.");
+    banner("The next round is in training. You can look at images and correct labels meanwhile.");
   } else if (training.state === "failed") {
     banner("Training has failed; its last lines:", [["Try again", train]]);
   } else if (training.state === "finished" && info.closed) {
@@ -927,7 +927,7 @@ function completeBanner() {
   } else if (adjudicating()) {
     banner("Nothing is left to decide.", [["Back to labelling", () => adjudicate(false)]]);
   } else if (state.training.state === "waiting") {
-    banner("All images of this batch have their answer. The run goes on by itself.");
+    banner("All images of this batch have their answer. The run continues by itself.");
   } else {
     banner("All images of this batch have their answer.",
       [["Train the next round", train], ["Look through them", () => { $("show").value = "all"; arrange(); }]]);
@@ -990,7 +990,7 @@ function takeChanges(changes) {
   state.info.current = changes.current;
   showProgress();
   if (state.single) drawSingle();
-  // The round that this page waited for has been trained: go on with its batch.
+  // The round that this page waited for has been trained: open its batch.
   const trained = before === "running" && state.training.state !== "running";
   if (trained && changes.current !== state.info.batch && queue.events.length === 0) load(changes.current);
 }
