@@ -13,7 +13,7 @@ import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
@@ -307,15 +307,3 @@ def _as_one_import(answers: Sequence[Answer], kind: str) -> list[Answer]:
 
     key = uuid.uuid4().hex
     return [replace(answer, imported=(key, len(answers)), action=key) for answer in answers]
-
-
-def read_text(path: Path) -> str:
-    """The text of a file to import.
-
-    Raises:
-        UserError: it cannot be read, or is not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); give a UTF-8 text file") from error

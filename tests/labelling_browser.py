@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,4 +129,4 @@ class Annotator:
         return {index: meaning for index, meaning in found}  # type: ignore[attr-defined]
 
 
-__all__ = ["Annotator", "By", "Keys", "Page", "serving", "start_browser", "time"]
+__all__ = ["Annotator", "By", "Keys", "Page", "serving", "start_browser"]

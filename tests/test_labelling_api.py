@@ -171,6 +171,21 @@ def test_blind_mode_hides_what_others_and_the_network_say(tmp_path: Path) -> Non
     assert votes == [["", "tumour"], ["", "debris"]]  # without names
 
 
+def test_only_the_named_annotators_label(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path, 2)
+    write_settings(tmp_path, LabellingSettings(("ann", "ben"), 1.0))
+    page = client(tmp_path)
+    answer = {"image": 0, "answer": "tumour"}
+    refused = save(page, answer, annotator="zoe")
+    assert (refused.status_code, "one of ann, ben" in refused.json()["error"]) == (400, True)
+    imported = page.post(
+        "/api/import?batch=round_000&annotator=zoe&format=csv", content=b"index,label\n0,tumour\n"
+    )
+    assert imported.status_code == 400
+    assert save(page, answer, annotator="zoe", role="adjudicator").status_code == 200
+    assert [line.role for line in AnswerLog(folder).read()] == ["adjudicator"]
+
+
 def test_training_needs_all_answers(tmp_path: Path) -> None:
     made_up_run(tmp_path, 2)
     reply = client(tmp_path).post("/api/train")

@@ -36,7 +36,7 @@ from labelling.exchange import (
     label_studio_config,
     label_studio_tasks,
 )
-from labelling.log import ANNOTATOR, SKIP_REASONS, AnswerLog, ClosedError
+from labelling.log import ANNOTATOR, SKIP_REASONS, ClosedError
 from labelling.settings import check_annotator
 from tools.label.desk import BatchDesk, Desk, answers_from_json
 from tools.label.report import progress_report
@@ -217,7 +217,7 @@ class _Handlers:
 
         def work() -> int:
             answers = read(text, found.batch, annotator)
-            AnswerLog(found.folder).append(answers)
+            found.save(answers)
             return len(answers)
 
         try:

@@ -112,9 +112,17 @@ class BatchDesk:
 
         Raises:
             ClosedError: the batch's answers are in training already.
-            UserError: an image is not in the batch, a class is not in the list, or a write fails.
+            UserError: an image is not in the batch, a class is not in the list, others are named as
+                annotators, or a write fails.
         """
         self._check(answers)
+        names = self.settings.annotators
+        for answer in answers:
+            if names and answer.role != ADJUDICATOR and answer.annotator not in names:
+                raise UserError(
+                    f"annotator {answer.annotator!r}: does not label this run; give one of "
+                    f"{', '.join(names)}, or name them again with --annotators"
+                )
         with self._lock:
             self._log.append(answers)
 
@@ -168,8 +176,6 @@ class BatchDesk:
             return dict(Counter(o.answer for o in self._tally.outcomes.values() if o.answer))
 
     def _check(self, answers: Sequence[Answer]) -> None:
-        if len(answers) > MOST_ANSWERS:
-            raise UserError(f"answers: {len(answers)} at once; send at most {MOST_ANSWERS}")
         for answer in answers:
             if answer.image not in self._images:
                 raise UserError(
@@ -355,6 +361,8 @@ def answers_from_json(values: Any, annotator: str, role: str) -> list[Answer]:
     check_annotator(annotator)
     if not isinstance(values, list):
         raise UserError("answers: is no list; send a list of answers")
+    if len(values) > MOST_ANSWERS:
+        raise UserError(f"answers: {len(values)} at once; send at most {MOST_ANSWERS}")
     answers = []
     for value in values:
         if not isinstance(value, dict):
