@@ -99,7 +99,7 @@ def near_copies(
     )
     ends = torch.tensor([len(images) for images in splits]).cumsum(0)
     bounds = [0, *torch.searchsorted(chosen, ends).tolist()]
-    found: list[Tensor] = []
+    copies: list[Tensor] = []
     blocks = [
         (start, min(start + ROWS, bounds[split + 1]), split)
         for split in range(len(splits))
@@ -107,7 +107,7 @@ def near_copies(
     ]
     for start, end, split in progress(blocks, "comparing"):
         for other in range(split + 1):
-            found += _block_copies(
+            copies += _block_copies(
                 images,
                 chosen,
                 features,
@@ -115,7 +115,7 @@ def near_copies(
                 (bounds[other], bounds[other + 1]),
                 threshold,
             )
-    return _sorted_pairs(found)
+    return _sorted_pairs(copies)
 
 
 def _block_copies(
@@ -128,11 +128,11 @@ def _block_copies(
 ) -> list[Tensor]:
     """Float64 [3, k] each: first, second and similarity, at most `MOST_COPIES` of each row.
 
-    Rows and columns are ranges of `chosen`; only columns before the row are looked at.
+    Rows and columns are ranges of `chosen`; only columns before the row count.
     """
     searching = torch.arange(*rows)
     wanted = torch.full((len(searching),), MOST_COPIES)
-    found = []
+    copies = []
     for left in range(columns[0], min(columns[1], rows[1]), COLUMNS):
         searching, wanted = searching[wanted > 0], wanted[wanted > 0]
         right = min(left + COLUMNS, columns[1], rows[1])
@@ -149,7 +149,7 @@ def _block_copies(
             pair = torch.stack([chosen[column[now] + left], chosen[searching[row[now]]]])
             similarity = torch.cat([_similarity(images, part) for part in pair.split(BLOCK, 1)])
             alike = similarity >= threshold
-            found.append(torch.cat([pair.double(), similarity[None].double()])[:, alike])
+            copies.append(torch.cat([pair.double(), similarity[None].double()])[:, alike])
             wanted -= torch.bincount(row[now][alike], minlength=len(wanted))
             later = ~now & (wanted[row] > 0)
             row, column = row[later], column[later]
@@ -158,7 +158,7 @@ def _block_copies(
                 passing = passing >= threshold - ROUNDING
                 row, column = torch.stack([row, column])[:, passing[row, column]]
                 sifted = True
-    return found
+    return copies
 
 
 def _similarity(images: Standardised, pair: Tensor) -> Tensor:
@@ -166,8 +166,8 @@ def _similarity(images: Standardised, pair: Tensor) -> Tensor:
     return (images[pair[0]] * images[pair[1]]).sum(1).clamp(max=1)
 
 
-def _sorted_pairs(found: Sequence[Tensor]) -> Pairs:
-    first, second, similarity = torch.cat([torch.empty(3, 0, dtype=torch.float64), *found], dim=1)
+def _sorted_pairs(copies: Sequence[Tensor]) -> Pairs:
+    first, second, similarity = torch.cat([torch.empty(3, 0, dtype=torch.float64), *copies], dim=1)
     order = similarity.argsort(descending=True, stable=True)
     return Pairs(first[order].long(), second[order].long(), similarity[order].float())
 

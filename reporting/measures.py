@@ -50,8 +50,8 @@ def estimates(
     per_class: dict[str, list[Estimate]] = {name: [] for name in PER_CLASS}
     means = {name: Mean(len(labels)) for name in PER_CLASS}
     for c in range(classes):
-        found = _class_measures(probabilities[:, c], labels == c, predicted == c)
-        for name, measure in found.items():
+        of_class = _class_measures(probabilities[:, c], labels == c, predicted == c)
+        for name, measure in of_class.items():
             per_class[name].append(_estimate(measure, groups))
             if measure is not None:
                 means[name].add(measure)

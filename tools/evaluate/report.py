@@ -153,9 +153,11 @@ def _confusions(evaluation: Evaluation, names: Sequence[str]) -> str:
 
 
 def _groups(evaluation: Evaluation) -> str:
-    found = group_accuracies(evaluation)
-    rows = [[name(one), str(images), _cell(accuracy)] for one, images, accuracy in found[:GROUPS]]
-    few = f" The {GROUPS} least accurate of {len(found)} are listed." if len(found) > GROUPS else ""
+    groups = group_accuracies(evaluation)
+    rows = [[name(one), str(images), _cell(accuracy)] for one, images, accuracy in groups[:GROUPS]]
+    few = (
+        f" The {GROUPS} least accurate of {len(groups)} are listed." if len(groups) > GROUPS else ""
+    )
     return note(
         "Accuracy in each group of images that the split keeps together, such as the images of a "
         f"patient or of a slide; the least accurate first.{few}"
