@@ -228,6 +228,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "self-supervision": self_supervised,
     "outliers": outliers,
     "service load": service_load,
+    "segmentation": segmentation,
 }
 
 

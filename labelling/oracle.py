@@ -30,6 +30,7 @@ from labelling.batch import (
 from labelling.doubts import forget_doubts, read_doubts
 from labelling.log import SKIP_REASONS
 from labelling.outcome import close_batch, read_answers
+from labelling.validation import answered_labels
 from training.oracle import Proposal
 from training.pool import Answers, ImageState
 
@@ -154,10 +155,7 @@ class PeopleOracle:
                 write_batch(folder, Batch(-1, "random", val.class_names, images, VALIDATION))
                 logger.info("the labels of %d validation images are asked first", len(images))
             if self._is_complete(folder):
-                labels = val.labels.clone()
-                given = {**close_batch(folder).labels, **outcome.corrections(self._run, VALIDATION)}
-                for index, label in given.items():
-                    labels[index] = label
+                labels = answered_labels(self._run, val.labels)
         labels = self._share(labels)
         if labels is None:
             return None

@@ -19,6 +19,8 @@ import torch
 
 from data import Splits
 from errors import UserError
+from labelling.batch import BATCH_FILE, validation_folder
+from labelling.validation import answered_labels
 from resnet_custom import SplitNetwork
 from run_folder import names
 from run_folder.checkpoint import Progress, read_progress, read_tensors
@@ -27,7 +29,7 @@ from run_folder.tables import MetricsTable, read_csv
 from run_folder.writer import damaged_files, is_identifier
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
-from training.loading import load_data
+from training.loading import evaluated_part, load_data
 from training.pool import Pool
 from training.precision import compute_dtype
 from training.seeds import make_generator
@@ -188,7 +190,11 @@ def _load_splits(
             f"(fingerprint {fingerprint[:12]}, not {description.fingerprint[:12]}); give the "
             "folder of the original by --data-dir"
         )
-    return splits
+    if hp.oracle != "people" or not (validation_folder(path) / BATCH_FILE).exists():
+        return splits
+    val = evaluated_part(splits.val, hp.evaluation_size)  # what people were asked about
+    labels = answered_labels(path, val.labels)
+    return dataclasses.replace(splits, val=dataclasses.replace(val, labels=labels))
 
 
 def _checkpoint_folder(path: Path, which: str) -> Path:

@@ -91,7 +91,7 @@ def content_with_data(source: Source, evaluated: bool) -> Content:
     """Everything, from the run and its data set.
 
     Args:
-        evaluated: measure both splits for the model card.
+        evaluated: measure both splits for the model card, if both have labels.
 
     Raises:
         UserError: the run or its data set cannot be had.
@@ -102,7 +102,8 @@ def content_with_data(source: Source, evaluated: bool) -> Content:
         source.open()  # raises its own error where the run is the trouble, and not its data
         raise UserError(f"{error}; or give real images to check on by --images") from error
     evaluations = None
-    if evaluated:
+    # People label no test split.
+    if evaluated and bool((run.splits.test.labels >= 0).any()):
         evaluations = (evaluate_split(run, "val"), evaluate_split(run, "test"))
     images = run.splits.val.images[:CHECKED_IMAGES]
     return Content(run, calibrate(run), evaluations, images, "validation images")
