@@ -52,7 +52,7 @@ def test_the_commands_that_matter_are_named() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len(TEXTS["README.md"].splitlines()) <= 200
+    assert len(TEXTS["README.md"].splitlines()) <= 210
 
 
 @pytest.mark.parametrize(
