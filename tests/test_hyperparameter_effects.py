@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 import active_learning
@@ -22,6 +21,7 @@ import model_def
 import training.loading
 from active_learning import ActiveLearner, Observer, run
 from data import ImageStore, Splits
+from reporting.round_pictures import PictureSchedule, RoundEnd
 from resnet_custom import SplitNetwork
 from tests.conftest import part, small_values
 from training.backbone_file import backbone_bytes
@@ -89,6 +89,7 @@ ELSEWHERE = {
     *DATA,
     *RUNTIME,
     *("pretrained", "freeze_backbone", "pretrained_backbone", "compile"),
+    "oracle",
     "stop_after_rounds_without_gain",  # in test_stopping.py
 }
 Outcome = dict[str, Any]
@@ -184,6 +185,14 @@ def test_the_reader_of_data_gets_it(name: str, monkeypatch: pytest.MonkeyPatch) 
     assert given[name] == DATA[name]
 
 
+@pytest.mark.parametrize("oracle", ["simulated", "people"])
+def test_people_may_label_data_without_labels(oracle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(training.loading, "load_splits", lambda *_, **rest: given.update(rest))
+    load_data(Hyperparameters.from_mapping(small_values(oracle=oracle)))
+    assert given["allow_unlabelled"] == (oracle == "people")
+
+
 @pytest.mark.parametrize("freeze", [False, True])
 def test_the_network_gets_what_to_start_from(
     freeze: bool, colour: ImageStore, monkeypatch: pytest.MonkeyPatch
@@ -223,8 +232,15 @@ def test_compiling_compiles(colour: ImageStore, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_run_on_this_machine_reads_the_rest(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    drawn: list[RoundEnd] = []
+
+    def draw(self: PictureSchedule, end: RoundEnd, seconds: float) -> Iterator[tuple[str, bytes]]:
+        drawn.append(end)
+        return iter(())
+
+    monkeypatch.setattr(PictureSchedule, "draw", draw)
     config = tmp_path / "config.yaml"
     settings = small_values(rounds=1, label_budget=0, **RUNTIME)
     config.write_text(
@@ -234,6 +250,4 @@ def test_a_run_on_this_machine_reads_the_rest(
         assert model_def.main(["--config", str(config), "--output-dir", str(tmp_path / "run")]) == 0
     assert "9 of 269 validation images, 9 of 269 test images" in caplog.text
     assert ", seed 7" in caplog.text
-    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
-    events.Reload()
-    assert events.Tags()["images"]
+    assert [end.round for end in drawn] == [0]
