@@ -27,6 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import cluster.master
 from cluster.checkpoints import KeptCheckpoints
 from cluster.master import Master
+from reporting.round_pictures import PictureSchedule
 from run_folder.names import DESCRIPTION, OPTIMIZER, STATE, WEIGHTS
 from run_folder.reader import open_model
 from tests.conftest import ROOT, small_values
@@ -280,11 +281,19 @@ def pictures(trial: Trial) -> dict[str, list[Any]]:
     return found
 
 
+def enter_with_time_for_pictures(folder: Path) -> None:
+    """Enter the container; rounds of seconds would leave too little time for all pictures."""
+    enter_container(folder)
+    PictureSchedule.__init__.__defaults__ = (1e6,)
+
+
 def test_pictures_go_to_tensorboard_and_change_nothing(
     make_trial: Callable[..., Trial], undisturbed: Trial
 ) -> None:
     trial = make_trial(tensorboard_pictures=True)
-    finish(trial)
+    prepare = functools.partial(enter_with_time_for_pictures, trial.folder)
+    process = processes.start([], trial.log, trial.environment(), prepare)
+    assert processes.wait(process) == 0, trial.log.read_text()
     assert_equal(trial, undisturbed)
     found = pictures(trial)
     assert {"round/queried", "round/confusion_matrix", "round/grad_cam"} <= found.keys()
