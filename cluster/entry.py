@@ -39,7 +39,7 @@ from training.search_rules import check_search
 from training.threads import choose_threads
 
 # The launcher ends all ranks when one fails; the first one reports to the master before that.
-SECONDS_FOR_FIRST_RANK = 10
+SECONDS_FOR_FIRST_RANK = 30
 # A continued experiment may go further than it was first meant to.
 MAY_CHANGE = (
     "data_dir",

@@ -40,7 +40,7 @@ from training.threads import choose_threads
 
 # torchrun ends all ranks when one fails. The others wait for it this long, so that a mistake that
 # all of them meet is printed once.
-SECONDS_FOR_FIRST_RANK = 5
+SECONDS_FOR_FIRST_RANK = 30
 
 logger = logging.getLogger("active_learning")
 
