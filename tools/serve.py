@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--corrections",
         type=Path,
         metavar="RUN",
-        help="let people correct classes on the page; the next round of this run trains on the images",
+        help="let people correct classes on the page; the next round of this run trains on them",
     )
     add_service_arguments(parser)
     arguments = parser.parse_args(argv)
