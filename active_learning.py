@@ -33,7 +33,7 @@ from training.inference import Inference, query_passes
 from training.metrics import TrainingMeter, classification_metrics
 from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
 from training.oracle import Oracle, Proposal
-from training.pool import Answers, Pool
+from training.pool import Added, Answers, Pool
 from training.precision import compute_dtype
 from training.ranks import ALONE, Ranks
 from training.scoring import PoolScorer, Progress
@@ -123,6 +123,9 @@ class ActiveLearner:
         self._feed: Iterator[Tensor] = iter(())  # of images that do not fit on the device
         self._targets = torch.empty(0, dtype=torch.int64)
         self._class_weights = torch.empty(0)
+        # What the round's steps gather from: the pool's images, and those from outside of it.
+        self._added: Added | None = None
+        self._images = train.images
         # Pre-trained weights, which every fresh network starts from.
         self._backbone: dict[str, Tensor] | None = None
         # Scores of the next query and the seconds they took, where a stopping rule needed them.
@@ -279,6 +282,7 @@ class ActiveLearner:
         round_ = self.round
         self.pool.answer(answers)
         self.pool.correct(answers.corrections)
+        self._added = answers.added
         if len(self.pool.asked):
             return
         complete = self.pool.labels_of(round_) >= self.query_sizes[round_]
@@ -417,20 +421,28 @@ class ActiveLearner:
         """This rank's images of the step, augmented: float32 [b, C, S, S] on the device."""
         if is_elsewhere(self.train_store.images, self.device):
             return self._augmentation.gathered(next(self._feed), len(indices), generator, part)
-        images = self._augmentation.batch(self.train_store.images, indices, generator, part)
+        images = self._augmentation.batch(self._images, indices, generator, part)
         release(self.train_store.images)
         return images
 
     def _plan_round(self, round_: int) -> None:
         labelled = self.pool.labelled
         labels = self.pool.labels[labelled]
+        self._images, targets = self.train_store.images, self.pool.labels
+        if self._added is not None:
+            # After the pool's, as images N, N + 1 and so on of N.
+            count, added = len(self.pool), self._added
+            self._images = torch.cat([self._images, added.images.to(self._images.device)])
+            targets = torch.cat([targets, added.labels])
+            labelled = torch.cat([labelled, torch.arange(count, len(targets))])
+            labels = targets[labelled]
         batches = round_batches(self.hp, labelled, labels, self.seed, round_)
         self._batches = batches.to(self.device)
         if is_elsewhere(self.train_store.images, self.device):
             left = batches[self.step % self.hp.batches_per_round :]
             mine = left[:, self._ranks.rank :: self._ranks.size]
-            self._feed = batches_on(self.device, self.train_store.images, mine)
-        self._targets = self.pool.labels.to(self.device)
+            self._feed = batches_on(self.device, self._images, mine)
+        self._targets = targets.to(self.device)
         self._class_weights = class_weights(labels, self.train_store.num_classes).to(self.device)
         self._planned_round = round_
 

@@ -112,6 +112,15 @@ def read_picture(
         return picture
 
 
+def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """uint8 [S, S, 1 or 3] as [channels, S, S]: grey is repeated, colour becomes luminance."""
+    if pixels.shape[2] == 3 and channels == 1:
+        grey = np.asarray(Image.fromarray(pixels).convert("L"))  # ITU-R BT.601
+        pixels = grey[..., np.newaxis]
+    moved = np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
+    return np.ascontiguousarray(moved)
+
+
 @contextmanager
 def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     """The image of a file, not yet decoded, once its size and its kind of pixels are acceptable.

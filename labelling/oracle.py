@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from active_learning import ActiveLearner
 from data import UNLABELLED, ImageStore, Splits
+from data_sources.image_file import decode, with_channels
 from errors import UserError
 from labelling import outcome
 from labelling.batch import (
@@ -30,9 +32,10 @@ from labelling.batch import (
 from labelling.doubts import forget_doubts, read_doubts
 from labelling.log import SKIP_REASONS
 from labelling.outcome import close_batch, read_answers
+from labelling.uploads import Uploads
 from labelling.validation import answered_labels
 from training.oracle import Proposal
-from training.pool import Answers, ImageState
+from training.pool import Added, Answers, ImageState
 
 SECONDS_BETWEEN_LOOKS = 1.0
 STATES = dict(
@@ -133,6 +136,7 @@ class PeopleOracle:
                 )
             if self._is_complete(folder):
                 answers = _in_order(proposal.indices, close_batch(folder))
+                answers = replace(answers, added=self._uploads(proposal.round))
         return self._share(answers)
 
     def labelled_validation(self, val: ImageStore) -> ImageStore | None:
@@ -181,6 +185,25 @@ class PeopleOracle:
                 f"{batch_folder(self._run, round_)}: {problem}, so it belongs to another run; move "
                 "it away"
             )
+
+    def _uploads(self, round_: int) -> Added | None:
+        """The images of the upload page that people gave a class, as the network sees them."""
+        uploads = Uploads(self._run).closed(round_)
+        store = self._splits.train
+        known = [one for one in uploads if one.class_name in store.class_names]
+        for one in uploads:
+            if one not in known:
+                logger.warning(
+                    "upload %s: class %r is not in the class list; left out",
+                    one.source, one.class_name,
+                )  # fmt: skip
+        if not known:
+            return None
+        logger.info("round %d also trains on %d corrected uploads", round_, len(known))
+        size, channels = store.images.shape[-1], store.channels
+        pixels = [with_channels(decode(one.path, size).pixels, channels) for one in known]
+        labels = [store.class_names.index(one.class_name) for one in known]
+        return Added(torch.from_numpy(np.stack(pixels)), torch.tensor(labels))
 
     # --- batches ---------------------------------------------------------------------------
 

@@ -4,6 +4,7 @@ RUN/labelling/uploads/
     images/NUMBER.png     the picture as it was uploaded, numbered from 0
     images/NUMBER.json    its name and the digest of its pixels, written last
     answers.jsonl         one line per answer (`log.py`); the image is its number, the latest counts
+    round_NNN.json        what the round trains on, by number; later answers count from the next one
 
 The same picture uploaded again keeps its number, so a change of mind is one more line.
 """
@@ -13,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data_sources.image_file import read_picture
 from errors import UserError
-from labelling.log import Answer, AnswerLog
+from labelling.log import ANSWERS_FILE, Answer, AnswerLog
 from reporting.files import write_atomically
 
 FOLDER, IMAGES = "uploads", "images"
@@ -97,6 +98,27 @@ class Uploads:
             for number, line in sorted(latest.items())
             if line.answer is not None
         ]
+
+    def closed(self, round_: int) -> list[Upload]:
+        """The uploads that a round trains on: those that had a class when it was first asked.
+
+        Raises:
+            UserError: a file is damaged or cannot be written.
+        """
+        path = self._folder / f"round_{round_:03d}.json"
+        if not (self._folder / ANSWERS_FILE).exists():
+            return []
+        uploads = {one.number: one for one in self.labelled()}
+        if not path.exists():
+            content = {str(number): one.class_name for number, one in uploads.items()}
+            write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+        try:
+            classes = json.loads(path.read_text(encoding="utf-8"))
+            return [
+                replace(uploads[int(number)], class_name=name) for number, name in classes.items()
+            ]
+        except (OSError, ValueError, LookupError, AttributeError) as error:
+            raise UserError(f"{path}: damaged ({error}); put it back from a copy") from error
 
     def _number(self, picture: Image.Image, source: str) -> int:
         """The picture's number; it is written first where it is new."""

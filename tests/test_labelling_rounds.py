@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import shutil
 import threading
 import time
@@ -23,6 +24,7 @@ from labelling.batch import batch_folders, image_path, read_batch
 from labelling.doubts import ask_again, read_doubts
 from labelling.log import Answer, AnswerLog
 from labelling.outcome import close_batch
+from labelling.uploads import Uploads
 from local.run import Request, run_locally
 from run_folder.checkpoint import read_tensors
 from tests.conftest import ROOT, SMALL
@@ -174,6 +176,31 @@ def test_a_batch_of_another_run_is_refused(tmp_path: Path, truth: Decide) -> Non
     label(run, truth)
     with pytest.raises(UserError, match="round_001: is the batch of round 0"):
         resume(run)
+
+
+def test_corrected_uploads_train_the_next_round(tmp_path: Path, truth: Decide) -> None:
+    """Images from outside of the pool change the weights, but neither the pool nor its budget."""
+    plain, helped = tmp_path / "plain", tmp_path / "helped"
+    for run in (plain, helped):
+        assert run_locally(request(run, oracle="people", rounds=1)) == AWAITING_LABELS
+        label(run, truth)
+    for number in range(6):
+        file = io.BytesIO()
+        Image.new("L", (20, 12), 40 * number).save(file, "PNG")
+        Uploads(helped).add(file.getvalue(), f"upload_{number}.png", "3", "Ana")
+    again = Path(shutil.copytree(helped, tmp_path / "again"))
+    assert [resume(run) for run in (plain, helped)] == [OK, OK]
+    (weights, pool), (other_weights, other_pool) = last_state(plain), last_state(helped)
+    assert any(not torch.equal(weights[name], other_weights[name]) for name in weights)
+    for name, value in pool.items():
+        assert torch.equal(value, other_pool[name]) or value.isnan().any(), name
+    # What the round took stays, whatever comes later; so a killed run ends in the same weights.
+    assert len(Uploads(again).closed(0)) == 6
+    Uploads(again).add(file.getvalue(), "late.png", "4", "Ben")
+    assert resume(again) == OK
+    for name, value in last_state(again)[0].items():
+        assert torch.equal(value, other_weights[name]), name
+    assert [one.class_name for one in Uploads(again).closed(1)] == ["3"] * 5 + ["4"]
 
 
 def test_corrections_and_doubts_change_what_the_next_round_trains_on(

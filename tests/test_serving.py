@@ -469,11 +469,13 @@ class TestSources:
         assert serve.main([str(exported)]) == 0
         assert self.folder == exported
 
-    def test_corrections_need_a_run_folder(
-        self, exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    def test_corrections_need_a_run_of_people(
+        self, exported: Path, small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert serve.main([str(exported), "--corrections", str(tmp_path)]) == 2
-        assert "no run folder" in capsys.readouterr().err
+        assert "not a run" in capsys.readouterr().err
+        assert serve.main([str(exported), "--corrections", str(small_run)]) == 2
+        assert "oracle is simulated" in capsys.readouterr().err
 
     def test_anything_else_is_refused(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

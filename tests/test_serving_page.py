@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -37,9 +38,12 @@ new MutationObserver((_, observer) => {
 
 
 @pytest.fixture(scope="module")
-def corrected_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corrected_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run that people label would have of a run folder."""
     folder = tmp_path_factory.mktemp("corrected")
-    (folder / "run.json").write_text("{}")
+    content = json.loads((small_run / "run.json").read_text(encoding="utf-8"))
+    content["settings"]["oracle"] = "people"
+    (folder / "run.json").write_text(json.dumps(content), encoding="utf-8")
     return folder
 
 

@@ -11,10 +11,10 @@ import ast
 import base64
 import hashlib
 import os
+import resource
 import shutil
 import subprocess
 import sys
-import time
 import venv
 import zipfile
 from importlib.metadata import version
@@ -32,7 +32,7 @@ from training.experiment_config import load
 CONFIGS = [ROOT / "config.yaml", *sorted((ROOT / "configs").glob("*.yaml"))]
 OF_THE_IMAGE = ("torch", "torchvision", "numpy")
 PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}  # by the module's name
-SECONDS = 2.0  # the hook's time when nothing is missing
+SECONDS = 2.0  # the hook's time when nothing is missing, on a machine that is not busy
 
 
 def required(path: Path) -> list[Requirement]:
@@ -133,6 +133,12 @@ def source_hook(
     )
 
 
+def processor_seconds() -> float:
+    """What ended child processes have computed so far; a busy machine does not change it."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def installed(image: Path) -> dict[str, str]:
     """Names and versions of the packages in the image."""
     listing = subprocess.run(
@@ -164,9 +170,9 @@ def test_missing_packages_are_installed_once_and_torch_stays(
     (site,) = image.glob("lib/python3*/site-packages")
     (site / "packaging").symlink_to(Path(packaging.__file__).parent)
     (site / "pip").unlink()
-    start = time.perf_counter()
+    before = processor_seconds()
     result = source_hook(working_directory, image, wheels)
-    seconds = time.perf_counter() - start
+    seconds = processor_seconds() - before
     assert (result.returncode, result.stdout) == (0, "")
     echoed = [line for line in result.stderr.splitlines() if "startup-hook" not in line]
     assert echoed == [], result.stderr
@@ -232,7 +238,7 @@ def test_shipped_configurations_mount_what_the_hook_links(path: Path) -> None:
     dataset = str(config["hyperparameters"]["dataset"])
     needs_download = dataset in medmnist_sets()
     assert bool(mounts) == (needs_download or dataset == "digits")
-    assert config["hyperparameters"].get("data_dir", "data") == "data"
+    assert Path(config["hyperparameters"].get("data_dir", "data")).parts[0] == "data"
 
 
 def test_a_data_folder_of_ones_own_is_left_alone(

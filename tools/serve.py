@@ -43,12 +43,18 @@ def _uploads(run: Path) -> Uploads:
     """Where the page's corrections go.
 
     Raises:
-        UserError: `run` is no run folder.
+        UserError: `run` is no run folder, or people do not label it.
     """
     from labelling.uploads import Uploads
+    from run_folder.description import read_description
 
-    if not (run / "run.json").is_file():
-        raise UserError(f"--corrections {run}: no run folder; name one that a run has written")
+    description, _ = read_description(run)
+    oracle = description.settings.get("oracle")
+    if oracle != "people":
+        raise UserError(
+            f"--corrections {run}: its oracle is {oracle}, which reads no corrections; name a run "
+            "with oracle: people"
+        )
     return Uploads(run)
 
 
@@ -84,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--corrections",
         type=Path,
         metavar="RUN",
-        help="let people correct classes on the page; the images join this run's labelling folder",
+        help="let people correct classes on the page; the next round of this run trains on them",
     )
     add_service_arguments(parser)
     arguments = parser.parse_args(argv)

@@ -32,6 +32,18 @@ FIRST_SKIP = ImageState.SKIPPED_UNSURE
 
 
 @dataclass(frozen=True)
+class Added:
+    """Images from outside of the pool that people gave a class.
+
+    images: uint8 [k, C, S, S].
+    labels: int64 [k], class indices.
+    """
+
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
 class Answers:
     """What an oracle said of k images.
 
@@ -41,6 +53,7 @@ class Answers:
     annotators: who answered, k names.
     corrections: dataset index -> (class index, by whom), of labels that were changed since they
         were given.
+    added: all images from outside of the pool so far, which the round trains on as well.
     """
 
     indices: Tensor
@@ -48,6 +61,7 @@ class Answers:
     states: Tensor
     annotators: tuple[str, ...]
     corrections: Mapping[int, tuple[int, str]] = field(default_factory=dict)
+    added: Added | None = None
 
     @classmethod
     def all_labelled(cls, indices: Tensor, labels: Tensor, annotator: str) -> Answers:

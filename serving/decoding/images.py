@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_sources.image_file import decode, read_picture
+from data_sources.image_file import decode, read_picture, with_channels
 from errors import UserError
 from serving.decoding import arrays
 from serving.decoding.formats import PICTURES, check_format
@@ -107,15 +107,6 @@ def _check_pixels(width: int, height: int, limits: Limits) -> None:
             f"the image has {width} x {height} pixels, more than {limits.max_pixels:,}; "
             "cut it into smaller ones",
         )
-
-
-def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
-    """uint8 [S, S, 1 or 3] as [channels, S, S]: grey is repeated, colour becomes luminance."""
-    if pixels.shape[2] == 3 and channels == 1:
-        grey = np.asarray(Image.fromarray(pixels).convert("L"))  # ITU-R BT.601
-        pixels = grey[..., np.newaxis]
-    moved = np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
-    return np.ascontiguousarray(moved)
 
 
 def _png(image: Image.Image, longest_side: int) -> bytes:

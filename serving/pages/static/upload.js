@@ -252,7 +252,7 @@ async function correct(one, card, select) {
     const body = await response.json();
     if (!response.ok) throw new Error(body.error);
     one.corrected = select.value;
-    answer.textContent = `Saved as ${select.value} for the run.`;
+    answer.textContent = `Saved as ${select.value}; the next round trains on it.`;
   } catch (error) {
     select.value = one.corrected;
     answer.textContent = `Not saved: ${error.message}`;
