@@ -44,7 +44,8 @@ def run_script(
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    os.environ.update(environment)
+    # Runs are compared bit by bit, which depends on the number of threads.
+    os.environ.update({"OMP_NUM_THREADS": "1", **environment})
     torch.set_num_threads(1)
     if prepare is not None:
         prepare()
