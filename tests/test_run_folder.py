@@ -138,7 +138,7 @@ def test_queries_are_a_table_of_answers(make_learner: Build, tmp_path: Path) -> 
     labels = learner.train_store.labels[proposal.indices].clone()
     states = torch.full_like(labels, ImageState.LABELLED)
     labels[1], states[1] = -1, ImageState.SKIPPED_UNUSABLE
-    learner.accept(Answers(proposal.indices, labels, states, "anna"))
+    learner.accept(Answers(proposal.indices, labels, states, ("anna",) * len(labels)))
     truth = SimulatedOracle(learner.train_store.labels).truth(torch.arange(120))
     store = learner.train_store
     file = tmp_path / "queries.csv"
