@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from active_learning import ActiveLearner, run
-from data import Splits
+from data import ImageStore, Splits
 from errors import AWAITING_LABELS, OK, UserError
 from labelling.oracle import PeopleOracle
 from local import process_group
@@ -92,64 +92,44 @@ def _run(
     if request.resume is not None:
         folder, config = RunFolder.open(request.resume)
         checkpoint = folder.latest_checkpoint(log=first)
-        end = folder.end()
-        if end is not None:
-            if first:
-                logger.info(
-                    "nothing left to do: the run is finished after %d rounds (%s)",
-                    end["rounds"], end["reason"],
-                )  # fmt: skip
+        if _has_ended(folder, first):
             return OK
         if first:
             cleanup.enter_context(folder.locked())
     else:
-        config = load(request.config)
-        # Before --set: one sample of a search may well be shorter than the search.
-        check_search(config)
-        config = override(config, request.settings)
-        config = drawn_config(config, log=first)
-        if request.data_dir is not None:
-            config["hyperparameters"]["data_dir"] = str(request.data_dir)
-        if request.output_dir is not None:
-            RunFolder.check_new(request.output_dir)
+        config = _new_config(request, first)
     hp = Hyperparameters.from_mapping(config["hyperparameters"])
     hp.check_ranks(ranks.size)
     if hp.compile:
         check_compilation(device)
+    if hp.oracle == "people" and request.wait and ranks.size > 1:
+        raise UserError(
+            f"--wait: {ranks.size} processes cannot wait for people; leave it out, and resume "
+            "when the round is labelled"
+        )
 
     splits = load_data(hp, request.data_dir)
     learner = make_learner(hp, splits, config, ranks, device)
     description = RunDescription.of_trial(learner, splits, Goal.of_config(config))
-    if folder is None:
+    if folder is not None:
+        _check_same_run(folder, description)
+    elif first:
         path = request.output_dir or default_path(request.config)
-        if first:
-            folder = RunFolder.create(path, config, description, request.output_dir is None)
-            cleanup.enter_context(folder.locked())
-    else:
-        difference = folder.description.difference(description)
-        if difference is not None:
-            raise UserError(
-                f"--resume {folder.path}: {difference}; resume with what the run was started with"
-            )
-
+        folder = RunFolder.create(path, config, description, request.output_dir is None)
+        cleanup.enter_context(folder.locked())
     # The first rank alone looks after the folder; the others hear from it.
     path = process_group.from_first_rank(folder.path if folder else Path(), ranks)
+
     val, test = (evaluated_part(split, hp.evaluation_size) for split in (splits.val, splits.test))
     oracle: Oracle
     truth: Tensor | None
     if hp.oracle == "people":
-        if request.wait and ranks.size > 1:
-            raise UserError(
-                f"--wait: {ranks.size} processes cannot wait for people; leave it out, and resume "
-                "when the round is labelled"
-            )
         share = functools.partial(process_group.from_first_rank, ranks=ranks)
         oracle = PeopleOracle(path, learner, splits, first, share, request.wait)
         labelled_val = oracle.labelled_validation(val)
         if labelled_val is None:
             return _awaiting_labels(path, first)
-        val = labelled_val
-        truth = oracle.truth
+        val, truth = labelled_val, oracle.truth
     else:
         oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
         truth = oracle.truth(torch.arange(len(splits.train)))
@@ -166,6 +146,20 @@ def _run(
         folder.restart()
         log_start(learner, splits, len(val), len(test))
         logger.info("run folder: %s", path)
+    learner.train_network = process_group.parallel(learner.network, ranks, device)
+    return _train(learner, oracle, val, test, observer, path, first)
+
+
+def _train(
+    learner: ActiveLearner,
+    oracle: Oracle,
+    val: ImageStore,
+    test: ImageStore,
+    observer: LocalObserver,
+    path: Path,
+    first: bool,
+) -> int:
+    """Run the loop as far as it goes; the exit status."""
     reason = learner.stop_reason
     if reason is not None:
         # Killed after the last checkpoint, before run.json said that it was the last.
@@ -173,7 +167,6 @@ def _run(
         if first:
             logger.info("nothing left to do: the run is finished (%s)", reason.text)
         return OK
-    learner.train_network = process_group.parallel(learner.network, ranks, device)
     if isinstance(oracle, PeopleOracle):
         oracle.reopen()
     try:
@@ -188,6 +181,37 @@ def _run(
     if first:
         logger.info("finished: %s", path)
     return OK
+
+
+def _new_config(request: Request, first: bool) -> dict[str, Any]:
+    """The configuration of a new run, with one value for everything that a search would vary."""
+    config = load(request.config)
+    # Before --set: one sample of a search may well be shorter than the search.
+    check_search(config)
+    config = drawn_config(override(config, request.settings), log=first)
+    if request.data_dir is not None:
+        config["hyperparameters"]["data_dir"] = str(request.data_dir)
+    if request.output_dir is not None:
+        RunFolder.check_new(request.output_dir)
+    return config
+
+
+def _has_ended(folder: RunFolder, first: bool) -> bool:
+    end = folder.end()
+    if end is not None and first:
+        logger.info(
+            "nothing left to do: the run is finished after %d rounds (%s)",
+            end["rounds"], end["reason"],
+        )  # fmt: skip
+    return end is not None
+
+
+def _check_same_run(folder: RunFolder, description: RunDescription) -> None:
+    difference = folder.description.difference(description)
+    if difference is not None:
+        raise UserError(
+            f"--resume {folder.path}: {difference}; resume with what the run was started with"
+        )
 
 
 def _awaiting_labels(path: Path, first: bool) -> int:
