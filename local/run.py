@@ -74,13 +74,14 @@ def run_locally(request: Request) -> int:
     ranks, device = process_group.join()
     try:
         with contextlib.ExitStack() as cleanup:
-            return _run(request, ranks, device, cleanup)
+            status = _run(request, ranks, device, cleanup)
     except UserError:
+        # The process group stays as it is: to leave it would mean to wait for the other ranks.
         if ranks.rank > 0:
             time.sleep(SECONDS_FOR_FIRST_RANK)
         raise
-    finally:
-        process_group.leave()
+    process_group.leave()
+    return status
 
 
 def _run(

@@ -371,11 +371,12 @@ class TestRefusals:
         entries = json.loads((copy / "checkpoints.json").read_text())
         last = max(entries, key=lambda one: one["round"])
         other = next(one for one in entries if one is not last)
-        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / "22222")
-        other["uuid"] = "22222"
+        renamed = "2222" + other["uuid"][4:]
+        (copy / "checkpoints" / other["uuid"]).rename(copy / "checkpoints" / renamed)
+        other["uuid"] = renamed
         (copy / "checkpoints.json").write_text(json.dumps(entries))
         assert open_run(copy, "2").uuid == last["uuid"]
-        assert open_run(copy, "2222").uuid == "22222"
+        assert open_run(copy, "2222").uuid == renamed
 
     def test_empty_checkpoint_list(self, copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (copy / "checkpoints.json").write_text("[]")

@@ -126,6 +126,7 @@ def test_a_container_looks_into_the_agents_folder(monkeypatch: pytest.MonkeyPatc
 
 def test_the_users_own_number_holds(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(threads, "runs_folder", lambda: tmp_path)
+    monkeypatch.setattr(threads, "_membership", threads.Membership())
     assert os.environ["OMP_NUM_THREADS"] == "1"  # conftest.py
     assert choose_threads() == 1 == torch.get_num_threads()
     assert len(list(tmp_path.glob("run-*"))) == 1  # others count this run all the same
