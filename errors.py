@@ -27,6 +27,11 @@ class DivergedError(UserError):
     """A loss or metric that is no longer a finite number. In a search, a bad draw."""
 
 
+def print_error(error: UserError) -> None:
+    """Print `error` as every command of this package does."""
+    print(f"error: {error}", file=sys.stderr, flush=True)
+
+
 def exit_status(work: Callable[[], int | None], traceback: bool = False) -> int:
     """Run `work` and return the command's exit status; None from `work` means success.
 
@@ -42,7 +47,7 @@ def exit_status(work: Callable[[], int | None], traceback: bool = False) -> int:
     except UserError as error:
         if traceback:
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print_error(error)
         return USER_ERROR
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import TypeVar
 
 import torch
 import torch.distributed
 from torch import nn
 
+from errors import USER_ERROR, UserError, print_error
 from training.ranks import ALONE, Ranks
+
+WAIT_FOR_OTHERS = timedelta(seconds=30)
 
 T = TypeVar("T")
 
@@ -30,6 +34,22 @@ def leave() -> None:
     """Leave the process group, if this process is in one."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def fail_together(error: UserError, ranks: Ranks) -> None:
+    """Print a mistake that all ranks meet once, and end them together.
+
+    torchrun ends all ranks as soon as one is gone, so none leaves before the first has printed.
+    Returns on a rank that has met the mistake alone.
+    """
+    if ranks.rank == 0:
+        print_error(error)
+    try:
+        torch.distributed.monitored_barrier(timeout=WAIT_FOR_OTHERS)
+    except (RuntimeError, ValueError):  # another rank is elsewhere, or the ranks are on GPUs
+        if ranks.rank > 0:
+            return
+    raise SystemExit(USER_ERROR)
 
 
 def processes_on_this_machine() -> int:

@@ -6,7 +6,6 @@ import contextlib
 import functools
 import logging
 import os
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,10 +36,6 @@ from training.oracle import Oracle, SimulatedOracle
 from training.ranks import Ranks
 from training.search_rules import check_search
 from training.threads import choose_threads
-
-# torchrun ends all ranks when one fails. The others wait for it this long, so that a mistake that
-# all of them meet is printed once.
-SECONDS_FOR_FIRST_RANK = 30
 
 logger = logging.getLogger("active_learning")
 
@@ -75,10 +70,9 @@ def run_locally(request: Request) -> int:
     try:
         with contextlib.ExitStack() as cleanup:
             status = _run(request, ranks, device, cleanup)
-    except UserError:
-        # The process group stays as it is: to leave it would mean to wait for the other ranks.
-        if ranks.rank > 0:
-            time.sleep(SECONDS_FOR_FIRST_RANK)
+    except UserError as error:
+        if ranks.size > 1:
+            process_group.fail_together(error, ranks)
         raise
     process_group.leave()
     return status
