@@ -21,10 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from training.threads import Load
+
 ROOT = Path(__file__).resolve().parent.parent
 CORES = 2
 REPEATS = 3
 LIMIT = 1.5  # times as long as one run alone, for two with the chosen threads
+BUSY = 0.2  # cores
 SETTINGS = (  # name, runs at once, threads each; None: chosen by the runs
     ("one run alone", 1, None),
     ("two runs at once", 2, None),
@@ -63,6 +66,8 @@ def main() -> None:
     cores = sorted(os.sched_getaffinity(0))[:CORES]
     os.sched_setaffinity(0, cores)  # the runs inherit it
     print(f"{len(cores)} cores, torch {torch.__version__}; median of {REPEATS} (least to most)")
+    if (busy := Load().of_others()) > BUSY:
+        print(f"warning: other processes use {busy:.1f} cores, so these times mean little")
     alone = 0.0
     for name, runs, threads in SETTINGS:
         times = [seconds_of(runs, threads) for _ in tqdm(range(REPEATS), name, disable=None)]
