@@ -1,8 +1,8 @@
 # make run     install, then run the main job: PathMNIST, or the bundled digits without it
 # make test    install, then run the tests
-# make bench   install, then measure the speed beside a straightforward implementation's (20 minutes)
-# make soak    install, then kill runs at random moments and run one for hours (see docs/reliability.md)
-# make check   lint, formatting and types
+# make bench   install, then compare the speed with a straightforward implementation (35 minutes)
+# make soak    install, then kill runs at random moments and run 220 rounds (see docs/reliability.md)
+# make check   install, then check lint, formatting and types
 #
 # DATA_DIR=where/the/data/lie  OUTPUT_DIR=new/run/folder  CONFIG=configs/another.yaml
 

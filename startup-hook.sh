@@ -1,12 +1,12 @@
-# Determined sources this file in every container of the experiment, in the folder that holds the
-# experiment's code, before the workload starts.
+# Determined sources this file in every container before the workload starts. The working directory
+# is the folder with the experiment's code.
 #
-# 1. It links ./data to a folder on the agent, if config.yaml mounts one, so that downloads are
-#    there for the next container.
+# 1. It links ./data to a folder on the agent if config.yaml mounts one, so that the next container
+#    finds the downloads.
 # 2. It installs the packages of requirements.txt that the task image lacks. It never replaces the
 #    image's own torch, torchvision and numpy, which are built for its CUDA.
 #
-# It prints nothing when there is nothing to do. Determined reads the level from the start of a line.
+# It prints nothing when it has nothing to do. Determined reads the log level from the start of a line.
 { set +x; } 2> /dev/null  # Determined's entry point echoes every command
 
 if [[ -d agent_tmp ]]; then
@@ -18,7 +18,7 @@ if [[ -d agent_tmp ]]; then
     fi
 fi
 
-# Two kinds of lines: "keep torch==2.3.1" and "install h5py>=3.10".
+# Holds lines of two kinds: "keep torch==2.3.1" and "install h5py>=3.10".
 _packages="$("${DET_PYTHON_EXECUTABLE:-python3}" - << 'PYTHON'
 from importlib.metadata import PackageNotFoundError, version
 

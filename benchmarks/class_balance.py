@@ -2,11 +2,12 @@
 
     python -m benchmarks.class_balance --data-dir data --output class_balance.csv
 
-Trains once on some labels of the blood cells, per seed: drawn at random, or so that the classes'
-numbers fall evenly on a log scale until the last class has a RATIO-th of the first's (a "long
-tail", Cui et al. 2019, arXiv 1901.05555). Draw and initial weights are the same for all settings of
-a seed. Prints accuracy and balanced accuracy (mean recall) on the validation split, which is as the
-pool is. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml.
+For each seed, draws some labels of the blood cells and trains once on them with each setting. The
+labels are drawn at random or with a "long tail" (Cui et al. 2019, arXiv 1901.05555): the class
+sizes fall evenly on a log scale until the first class is RATIO times as large as the last. All
+settings of a seed share the drawn labels and the initial weights. Prints accuracy and balanced
+accuracy (mean recall) on the validation split, which has the class shares of the pool. The learning
+rate comes from configs/const.yaml, everything else from configs/bloodmnist.yaml.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ COLUMNS = (
 
 
 def draw(labels: Tensor, count: int, ratio: float, seed: int) -> Tensor:
-    """About `count` positions in `labels`: at random for a ratio of 0, else with a long tail."""
+    """About `count` positions in `labels`: random if `ratio` is 0, otherwise with a long tail."""
     order = torch.randperm(len(labels), generator=make_generator(seed, "class_balance"))
     if not ratio:
         return order[:count]
@@ -54,7 +55,7 @@ def draw(labels: Tensor, count: int, ratio: float, seed: int) -> Tensor:
 def run(
     splits: Splits, values: dict[str, Any], setting: str, ratio: float, seed: int
 ) -> dict[str, Any]:
-    """Train once; returns the row."""
+    """Train once; returns the row of the CSV file."""
     chosen = draw(splits.train.labels, values["initial_labeled_size"], ratio, seed)
     train = splits.train.subset(chosen)
     size = {"initial_labeled_size": len(train), "label_budget": len(train)}
@@ -77,13 +78,15 @@ def run(
 
 
 def main() -> None:
-    """Run what the command line asks for, print a row for each run and a summary."""
+    """Run all settings; print a row for each run and a summary."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", default="small_cnn")
     parser.add_argument("--labels", type=int, default=300)
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--ratios", type=float, nargs="+", default=[0, 20], help="0: as they come")
+    parser.add_argument(
+        "--ratios", type=float, nargs="+", default=[0, 20], help="0: drawn at random"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
@@ -109,13 +112,13 @@ def main() -> None:
     print("mean (standard deviation):")
     for ratio in arguments.ratios:
         for setting in SETTINGS:
-            mine = [row for row in rows if row["ratio"] == ratio and row["setting"] == setting]
-            shown = []
+            matching = [row for row in rows if row["ratio"] == ratio and row["setting"] == setting]
+            summaries = []
             for name in COLUMNS[-3:]:
-                found = [float(row[name]) for row in mine]
-                spread = statistics.stdev(found) if len(found) > 1 else float("nan")
-                shown.append(f"{name} {statistics.mean(found):.3f} ({spread:.3f})")
-            print(f"ratio {ratio:g}, {setting}: {', '.join(shown)}")
+                figures = [float(row[name]) for row in matching]
+                spread = statistics.stdev(figures) if len(figures) > 1 else float("nan")
+                summaries.append(f"{name} {statistics.mean(figures):.3f} ({spread:.3f})")
+            print(f"ratio {ratio:g}, {setting}: {', '.join(summaries)}")
 
 
 if __name__ == "__main__":

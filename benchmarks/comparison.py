@@ -1,4 +1,4 @@
-"""Tables and figures of label-efficiency studies, and penalties over several of them.
+"""Writes tables and figures of label-efficiency studies, and penalties over several studies.
 
     python -m benchmarks.comparison study another_study --output images
     python -m benchmarks.comparison study --output images --targets 0.92 0.94 0.956
@@ -27,18 +27,18 @@ from tools.compare.tables import accuracy_table, markdown, saving_table
 
 
 def summed_penalties(comparisons: Sequence[Comparison]) -> tuple[Floats, list[str]]:
-    """The penalty matrices of all studies added up, for the strategies that all of them have."""
+    """The sum of the studies' penalty matrices, for the strategies that all studies have."""
     first = comparisons[0].groups
-    common = [name for name in first if all(name in one.groups for one in comparisons)]
+    common = [name for name in first if all(name in other.groups for other in comparisons)]
     matrices = (
-        penalties(one.budgets, {name: one.groups[name].test for name in common})
-        for one in comparisons
+        penalties(study.budgets, {name: study.groups[name].test for name in common})
+        for study in comparisons
     )
     return np.sum(list(matrices), axis=0), common
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables and write the figures; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--output", type=Path, required=True, help="folder for the figures")
@@ -50,18 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def write_figures(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Print the tables and write the figures."""
     output: Path = arguments.output
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output {output}: cannot be made ({error.strerror})") from error
+        raise UserError(f"--output {output}: cannot be created ({error.strerror})") from error
     comparisons = [compare(find_runs([folder])) for folder in arguments.studies]
-    for folder, one in zip(arguments.studies, comparisons, strict=True):
-        print(f"\n{folder.name}: {one.data}, {len(one.seeds)} seeds\n")
-        print(markdown(accuracy_table(one)), end="\n\n")
-        print(markdown(saving_table(one, arguments.targets)))
-        write_atomically(output / f"{folder.name}_curves.png", comparison_figure(one))
+    for folder, study in zip(arguments.studies, comparisons, strict=True):
+        print(f"\n{folder.name}: {study.data}, {len(study.seeds)} seeds\n")
+        print(markdown(accuracy_table(study)), end="\n\n")
+        print(markdown(saving_table(study, arguments.targets)))
+        write_atomically(output / f"{folder.name}_curves.png", comparison_figure(study))
     matrix, common = summed_penalties(comparisons)
     means = sorted(zip(matrix.mean(0), common, strict=True))
     listed = ", ".join(f"{name} {mean:.2f}" for mean, name in means)

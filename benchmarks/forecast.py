@@ -1,11 +1,11 @@
-"""Back-test of `reporting.forecast`: how often do its intervals hold what came?
+"""Back-test of `reporting.forecast`: how often do its intervals contain the later accuracy?
 
     python -m benchmarks.forecast benchmarks/results/label_efficiency/* --output FILE.csv
 
-After every round of every recorded run, the accuracies one, two and five rounds later are forecast
-from the rounds so far. A row of the CSV says, for one study and one distance, how many forecasts
-there were, the share of accuracies inside their 90 % interval, the mean width of the interval, and
-the mean of forecast minus accuracy.
+After each round of each recorded run, it forecasts the accuracies one, two and five rounds later
+from the rounds so far. Each row of the CSV file gives, for one study and one distance, the number
+of forecasts, the share of accuracies inside their 90 % interval, the mean width of the interval,
+and the mean of forecast minus accuracy.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ COLUMNS = ("study", "rounds_ahead", "forecasts", "coverage", "mean_width", "mean
 
 
 def back_test(folder: Path) -> list[tuple[object, ...]]:
-    """The rows of one study."""
+    """The rows of the CSV file for one study."""
     rows: list[tuple[object, ...]] = []
     runs = [run for run in find_runs([folder]) if not run.is_upper]
     for ahead in DISTANCES:
         inside, widths, errors = [], [], []
         for run in runs:
             for last in range(len(run.labels) - ahead):
-                labels, came = run.labels[: last + 1], run.val[last + ahead]
-                more = run.labels[last + ahead] - run.labels[last]
-                expected = forecast(labels, run.val[: last + 1], more)
+                labels, later = run.labels[: last + 1], run.val[last + ahead]
+                new_labels = run.labels[last + ahead] - run.labels[last]
+                expected = forecast(labels, run.val[: last + 1], new_labels)
                 if expected is not None:
-                    inside.append(expected.low <= came <= expected.high)
+                    inside.append(expected.low <= later <= expected.high)
                     widths.append(expected.high - expected.low)
-                    errors.append(expected.accuracy - came)
+                    errors.append(expected.accuracy - later)
         if inside:
             numbers = (np.mean(inside), np.mean(widths), np.mean(errors))
             texts = (f"{number:.4f}" for number in numbers)
@@ -49,7 +49,7 @@ def back_test(folder: Path) -> list[tuple[object, ...]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("studies", nargs="+", type=Path, metavar="STUDY")
     parser.add_argument("--output", type=Path, required=True, metavar="CSV")

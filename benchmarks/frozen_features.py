@@ -1,4 +1,4 @@
-"""Query strategies compared on a frozen network with a linear head: many seeds in minutes.
+"""Compares query strategies on a frozen network with a linear head: many seeds in minutes.
 
     python model_def.py --config configs/bloodmnist.yaml --data-dir data --output-dir features \\
         --set hyperparameters.query_strategy=random hyperparameters.label_budget=300 \\
@@ -6,15 +6,15 @@
     python -m benchmarks.frozen_features --run features --data-dir data --output studies
     python -m benchmarks.comparison studies/queries_50 studies/queries_1200 --output figures
 
-All images are embedded once by the run's network. After each query, a logistic regression is
-trained anew on the embeddings of the labelled images; dropout on the embeddings gives its Monte
-Carlo passes. So the figures say which images are worth their labels to a head on these embeddings.
-They rank strategies for a full study by `benchmarks.label_efficiency`; they do not replace it.
+The run's network embeds all images once. After each query, a new logistic regression is trained on
+the embeddings of the labelled images; dropout on the embeddings gives its Monte Carlo passes. The
+figures therefore show which strategies help a head on these embeddings. They select strategies for
+a full study with `benchmarks.label_efficiency`; they do not replace it.
 
-Three studies are written, each in a folder of its own, in the format of
+The command writes three studies, each to its own folder, in the format of
 `benchmarks.label_efficiency`: queries of 50 images; queries of 1,200 images, 10 % of the blood
-cells; and queries of 100 images from a pool in which every image stands five times with slight
-changes. Started again, the command does the runs that are missing.
+cells; and queries of 100 images from a pool in which every image occurs five times with slight
+changes. When started again, it performs only the missing runs.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ from tools.compare.statistics import half_width
 from tools.compare.tables import markdown, plus_minus
 from training.seeds import make_generator
 
-CANDIDATES = 4000  # random unlabelled images that a query chooses from, unless it asks for more
+CANDIDATES = 4000  # random unlabelled images per query; a large query gets more
 PASSES, DROPOUT = 10, 0.2
-PENALTY = 1e-3  # of the squared weights of the logistic regression
+PENALTY = 1e-3  # on the squared weights of the logistic regression
 ITERATIONS = 60
 PREFILTER_FACTOR = 10.0
 MARGIN = "margin"
@@ -62,8 +62,8 @@ STRATEGIES = (
 class Regime:
     """One study: `first` random labels, then queries of `query` labels up to `budget`.
 
-    copies: of every image of the pool, with slight changes. originals: images of the pool before
-    copying, the first ones; 0: all.
+    copies: number of slightly different copies of each image. originals: the pool is made of this
+    many first images; 0 means all.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Features:
 
 
 def embedded(run: Run, regime: Regime) -> Features:
-    """The features of a regime, by the run's network."""
+    """Embed the images of a regime with the run's network."""
     train = run.splits.train
     if regime.originals:
         train = train.subset(torch.arange(regime.originals))
@@ -132,7 +132,7 @@ def logits(embeddings: Tensor, weights: Tensor) -> Tensor:
 
 
 def run_once(features: Features, regime: Regime, strategy: str, seed: int) -> dict[str, Any]:
-    """One strategy with one seed; its row, as `benchmarks.label_efficiency` writes it."""
+    """Run one strategy with one seed; returns a row as `benchmarks.label_efficiency` writes it."""
     started, query_seconds = time.process_time(), 0.0
     embeddings, labels = features.pool
     n = len(labels)
@@ -141,17 +141,19 @@ def run_once(features: Features, regime: Regime, strategy: str, seed: int) -> di
     labelled[first] = True
     curves: dict[str, list[str]] = {"labels": [], "val_accuracy": [], "test_accuracy": []}
     while True:
-        known = labelled.nonzero()[:, 0]
-        weights = train_head(embeddings[known], labels[known], features.classes)
-        curves["labels"].append(str(len(known)))
+        labelled_indices = labelled.nonzero()[:, 0]
+        weights = train_head(
+            embeddings[labelled_indices], labels[labelled_indices], features.classes
+        )
+        curves["labels"].append(str(len(labelled_indices)))
         for split, (inputs, truth) in (("val", features.val), ("test", features.test)):
             accuracy = (logits(inputs, weights).argmax(1) == truth).float().mean()
             curves[f"{split}_accuracy"].append(f"{accuracy:.5f}")
-        if len(known) >= regime.budget:
+        if len(labelled_indices) >= regime.budget:
             break
         before = time.process_time()
-        scores = _scores(embeddings, labelled, weights, regime, (seed, len(known)))
-        generator = make_generator(seed, "query", len(known))
+        scores = _scores(embeddings, labelled, weights, regime, (seed, len(labelled_indices)))
+        generator = make_generator(seed, "query", len(labelled_indices))
         labelled[
             get_strategy(strategy, PREFILTER_FACTOR).select(scores, regime.query, generator)
         ] = True
@@ -181,24 +183,27 @@ def _scores(
 
 
 def summary(studies: Path) -> str:
-    """Test AUBC less that of margin, paired by seed, as Markdown: a column per study.
+    """Test AUBC minus that of margin, paired by seed, as Markdown with a column per study.
 
-    Mean and 95 % interval over the seeds that all strategies have; the best at queries of 50 first.
+    Cells hold the mean and 95 % interval over the seeds that all strategies have. Rows are sorted
+    by the mean at queries of 50, the best first.
     """
     comparisons = [compare(find_runs([studies / regime.name]), MARGIN) for regime in REGIMES]
-    areas = [one.areas("test") for one in comparisons]
+    areas = [comparison.areas("test") for comparison in comparisons]
     header = ["strategy"]
-    for regime, one in zip(REGIMES, comparisons, strict=True):
-        header.append(f"{regime.name}, {len(one.seeds)} seeds")
+    for regime, comparison in zip(REGIMES, comparisons, strict=True):
+        header.append(f"{regime.name}, {len(comparison.seeds)} seeds")
     rows = [[MARGIN, *(plus_minus(by_name[MARGIN]) for by_name in areas)]]
     for name in sorted(comparisons[0].others, key=lambda name: -areas[0][name].mean()):
         differences = [by_name[name] - by_name[MARGIN] for by_name in areas]
-        rows.append([name, *(f"{one.mean():+.4f} ± {half_width(one):.4f}" for one in differences)])
+        rows.append(
+            [name, *(f"{values.mean():+.4f} ± {half_width(values):.4f}" for values in differences)]
+        )
     return markdown((header, rows))
 
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Perform the runs that the studies do not have yet."""
     torch.set_num_threads(1)
     run = open_run(arguments.run, data_dir=arguments.data_dir)
     studies = {}
@@ -242,10 +247,12 @@ def _read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, required=True, help="whose network embeds the images")
-    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    parser.add_argument(
+        "--run", type=Path, required=True, help="the run whose network embeds the images"
+    )
+    parser.add_argument("--data-dir", type=Path, help="overrides the run's data_dir")
     parser.add_argument("--output", type=Path, required=True, metavar="STUDIES")
     parser.add_argument("--seeds", type=int, default=10)
     arguments = parser.parse_args(argv)

@@ -1,20 +1,20 @@
-"""Which query strategy needs the fewest labels? Every strategy with every seed, off the cluster.
+"""Which query strategy needs the fewest labels? Runs every strategy with every seed.
 
     python -m benchmarks.label_efficiency --data-dir data --output study --processes 2
     python -m benchmarks.label_efficiency --data-dir data --output study \\
         --set hyperparameters.architecture=small_cnn hyperparameters.dataset=breastmnist
     nohup python -m benchmarks.label_efficiency --data-dir data --output study >/dev/null &
-    cat study/progress.txt                   # runs that are finished, and hours to go
+    cat study/progress.txt                   # finished runs and remaining hours
     python -m benchmarks.comparison study    # statistics and figures
 
 The grid is `configs/strategies.yaml`, or another file with ranges for `query_strategy` and `seed`.
-A seed fixes the first images and the initial weights, the same for every strategy. One more run per
-seed, "all labels", is the upper line: it has the whole pool, and the strategies' rounds, steps,
-schedule and rule for the checkpoint.
+The runs need no cluster. A seed fixes the first images and the initial weights for all strategies.
+A further run per seed, "all labels", gives the upper line: it trains on the whole pool, with the
+same rounds, steps, schedule and checkpoint rule as the strategies.
 
-`study/runs.csv` gets a row per finished run. The command can be stopped at any time; started again,
-it does the runs that are missing. `study/study.json` holds the settings, which must not change
-meanwhile. With `--copies 5`, every image of the pool stands five times with slight changes.
+`study/runs.csv` gets a row for each finished run. The command can be stopped at any time; when
+started again, it performs only the missing runs. `study/study.json` holds the settings, which must
+stay the same. With `--copies 5`, every image of the pool occurs five times with slight changes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ from training.oracle import Proposal, SimulatedOracle
 
 RANDOM = "random"
 GRID = ("query_strategy", "seed")
-# Settings that say where and how fast a run computes, but not what.
+# Settings that change where and how fast a run computes, but not its result.
 LOCAL = ("data_dir", "scoring_batch_size")
 CURVES = ("labels", "val_accuracy", "val_auc", "test_accuracy", "test_auc")
 COLUMNS = ("strategy", "seed", *CURVES, "query_seconds", "seconds")
@@ -59,9 +59,9 @@ COLUMNS = ("strategy", "seed", *CURVES, "query_seconds", "seconds")
 
 @dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The grid of runs.
 
-    values: the hyperparameters, except those of `GRID`. copies: of every image of the pool.
+    values: the hyperparameters, except those of `GRID`. copies: how often the pool has each image.
     """
 
     values: dict[str, Any]
@@ -71,7 +71,7 @@ class Study:
 
     @property
     def runs(self) -> list[tuple[str, int]]:
-        """Every (strategy, seed), seed by seed, so that an unfinished study is a fair one.
+        """Every (strategy, seed), seed by seed, so that an unfinished study is still balanced.
 
         The upper line comes last, because the comparison of strategies does not need it.
         """
@@ -80,10 +80,10 @@ class Study:
 
 
 def read_study(config: Path, settings: list[str], copies: int = 1) -> Study:
-    """The grid in `config` after `settings`.
+    """Read the grid in `config`, changed by `settings`.
 
     Raises:
-        UserError: a range other than the grid's, or hyperparameters that cannot be used.
+        UserError: a hyperparameter outside the grid has a range, or a value is invalid.
     """
     values = dict(override(load(config), settings)["hyperparameters"])
     grid = []
@@ -109,7 +109,7 @@ def read_study(config: Path, settings: list[str], copies: int = 1) -> Study:
 
 @lru_cache(maxsize=1)
 def _splits(hp: Hyperparameters, copies: int) -> Splits:
-    """Read once per process; no run changes them."""
+    """The data, read once per process; no run changes it."""
     splits = load_data(hp)
     if copies == 1:
         return splits
@@ -129,8 +129,8 @@ class QuerySeconds(Observer):
 def with_all_labels(values: dict[str, Any], size: int) -> dict[str, Any]:
     """The settings of the upper line for a pool of `size` images.
 
-    One image is added in each round after the first, so that rounds, steps and schedule are those
-    of the strategies: with 20 rounds the first round has all images but 19.
+    Each round after the first adds one image, so that rounds, steps and schedule equal those of the
+    strategies. With 20 rounds, the first round has all but 19 images.
     """
     rounds = len(_sizes(values, size))
     return values | {
@@ -148,9 +148,9 @@ def _sizes(values: dict[str, Any], pool_size: int) -> tuple[int, ...]:
 
 
 def run_once(values: dict[str, Any], copies: int, strategy: str, seed: int) -> dict[str, Any]:
-    """Train one strategy with one seed from the first labels to the last; returns its row.
+    """Run one strategy with one seed up to the budget; returns the row of runs.csv.
 
-    The curves are texts of numbers, one per round, with a space between.
+    A curve is a string with one number per round, separated by spaces.
     """
     reading = Hyperparameters.from_mapping({**values, "query_strategy": RANDOM, "seed": 0})
     splits = _splits(reading, copies)
@@ -184,7 +184,7 @@ def run_once(values: dict[str, Any], copies: int, strategy: str, seed: int) -> d
 def finished_rows(
     study: Study, missing: list[tuple[str, int]], processes: int
 ) -> Iterator[dict[str, Any]]:
-    """The rows of the `missing` runs as they finish, `processes` runs at a time."""
+    """Perform the `missing` runs, `processes` at a time; yields each row when its run finishes."""
     if processes == 1:
         for entry in missing:
             yield run_once(study.values, study.copies, *entry)
@@ -202,10 +202,10 @@ def finished_rows(
 
 
 def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
-    """The rows that `folder` has already; the folder is made where it is missing.
+    """Read the rows in `folder`, or create the folder if it does not exist.
 
     Raises:
-        UserError: its runs had other settings.
+        UserError: the recorded runs used other settings.
     """
     settings = {name: value for name, value in study.values.items() if name not in LOCAL}
     if study.copies > 1:
@@ -235,7 +235,7 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
 
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Perform the runs that the study does not have yet."""
     study = read_study(arguments.config, arguments.set, arguments.copies)
     rows = open_study(arguments.output, study)
     if arguments.data_dir:
@@ -247,7 +247,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
     _report(arguments.output, len(study.runs), len(missing), 0, started)
     for count, row in enumerate(finished_rows(study, missing, arguments.processes), start=1):
         rows.append(row)
-        table = csv_text(COLUMNS, ([one[column] for column in COLUMNS] for one in rows))
+        table = csv_text(COLUMNS, ([record[column] for column in COLUMNS] for record in rows))
         write_atomically(arguments.output / "runs.csv", table)
         print(
             f"{row['strategy']}, seed {row['seed']}: test accuracy "
@@ -259,7 +259,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
 
 
 def _report(folder: Path, total: int, missing: int, count: int, started: float) -> None:
-    """Print how far the study is, and keep it in progress.txt."""
+    """Print the progress of the study and write it to progress.txt."""
     text = f"{total - missing + count} of {total} runs are finished"
     if count:
         hours = (time.time() - started) / count * (missing - count) / 3600
@@ -269,13 +269,15 @@ def _report(folder: Path, total: int, missing: int, count: int, started: float) 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, default=Path("configs/strategies.yaml"))
-    parser.add_argument("--data-dir", help="in place of hyperparameters.data_dir")
+    parser.add_argument("--data-dir", help="overrides hyperparameters.data_dir")
     parser.add_argument("--output", type=Path, required=True, metavar="STUDY")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
-    parser.add_argument("--copies", type=int, default=1, help="nearly equal copies of each image")
+    parser.add_argument(
+        "--copies", type=int, default=1, help="slightly different copies of each image"
+    )
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args(argv)
     return exit_status(lambda: do_missing_runs(arguments))

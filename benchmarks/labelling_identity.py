@@ -3,8 +3,8 @@
     python -m benchmarks.labelling_identity --config configs/bloodmnist.yaml --data-dir data
 
 Runs the configuration twice through model_def.py: once with `oracle: simulated`, once with
-`oracle: people`, where a simulated annotator answers on the page's HTTP interface with the labels
-of the data set. Prints whether queries.csv, the pool and the weights are the same to the last bit.
+`oracle: people`, where a simulated annotator sends the data set's labels to the page's HTTP
+interface. Prints whether queries.csv, the pool and the weights are equal to the last bit.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from training.hyperparameters import Hyperparameters
 from training.loading import load_data
 
 ROOT = Path(__file__).resolve().parent.parent
-ANNOTATOR = "simulated"  # so that queries.csv names the same
+ANNOTATOR = "simulated"  # the name that queries.csv gives the simulated oracle
 PER_REQUEST = 20
 
 
 def run_rounds(*arguments: str) -> int:
-    """model_def.py with these arguments; the exit status."""
+    """Run model_def.py with these arguments; returns the exit status."""
     command = [sys.executable, str(ROOT / "model_def.py"), *arguments]
     return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode
 
 
 def call(address: str, body: dict[str, Any] | None = None) -> Any:
-    """The JSON answer of the page's server."""
+    """Send a request, with `body` as JSON if given; returns the JSON reply."""
     data = None if body is None else json.dumps(body).encode()
     with urllib.request.urlopen(urllib.request.Request(address, data), timeout=60) as reply:
         return json.load(reply)
 
 
 def label(run: Path, truth: list[str]) -> int:
-    """Answer the open batch through a server of its own; how many images it has."""
+    """Start a server and answer the open batch; returns the number of images."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.label", str(run), "--port", "0"],
         cwd=ROOT,
@@ -77,26 +77,26 @@ def label(run: Path, truth: list[str]) -> int:
 
 
 def differences(first: Path, second: Path) -> list[str]:
-    """What differs between two finished runs; empty where nothing does."""
-    found = []
+    """The names of the files that differ between two finished runs."""
+    differing = []
     if (first / QUERIES).read_bytes() != (second / QUERIES).read_bytes():
-        found.append(QUERIES)
+        differing.append(QUERIES)
     checkpoints = [
         max((run / CHECKPOINTS).iterdir(), key=lambda path: path.stat().st_mtime_ns)
         for run in (first, second)
     ]
     for name in (STATE, WEIGHTS):
         one, other = (read_tensors(folder / name) for folder in checkpoints)
-        # By their bytes: the pool's uncertainty is NaN where nothing was scored.
+        # Compare bytes, because the pool's uncertainty is NaN for images without a score.
         if one.keys() != other.keys() or any(
             one[key].numpy().tobytes() != other[key].numpy().tobytes() for key in one
         ):
-            found.append(name)
-    return found
+            differing.append(name)
+    return differing
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.labelling_identity",
         description=__doc__,
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path("data"))
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
     options = parser.parse_args()
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums come out the same
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # sums depend on the number of threads
     config = override(load(options.config), options.set)
     hp = Hyperparameters.from_mapping(config["hyperparameters"])
     train = load_data(hp, options.data_dir).train
@@ -114,25 +114,25 @@ def main() -> None:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         first, second = Path(name) / "simulated", Path(name) / "people"
-        start = ["--config", str(options.config), "--data-dir", str(options.data_dir)]
+        common = ["--config", str(options.config), "--data-dir", str(options.data_dir)]
         settings = ["--set", *options.set] if options.set else []
-        began = time.perf_counter()
-        assert run_rounds(*start, "--output-dir", str(first), *settings) == OK
-        print(f"simulated: {time.perf_counter() - began:.0f} s", flush=True)
-        began = time.perf_counter()
+        started = time.perf_counter()
+        assert run_rounds(*common, "--output-dir", str(first), *settings) == OK
+        print(f"simulated: {time.perf_counter() - started:.0f} s", flush=True)
+        started = time.perf_counter()
         people = ["--set", *options.set, "hyperparameters.oracle=people"]
-        status = run_rounds(*start, "--output-dir", str(second), *people)
+        status = run_rounds(*common, "--output-dir", str(second), *people)
         rounds = labels = 0
         while status == AWAITING_LABELS:
             labels += label(second, truth)
             rounds += 1
             status = run_rounds("--resume", str(second), "--data-dir", str(options.data_dir))
         assert status == OK, status
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         print(f"people: {rounds} rounds, {labels} labels over HTTP, {seconds:.0f} s", flush=True)
-        found = differences(first, second)
-        print("differ in " + ", ".join(found) if found else "the same to the last bit")
-        sys.exit(1 if found else 0)
+        differing = differences(first, second)
+        print("differ in " + ", ".join(differing) if differing else "equal to the last bit")
+        sys.exit(1 if differing else 0)
 
 
 if __name__ == "__main__":

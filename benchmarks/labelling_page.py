@@ -1,9 +1,9 @@
-"""Measures the labelling page in headless Chromium: loading, keys, scrolling, memory of the tab.
+"""Measures the labelling page in headless Chromium: loading, keys and scrolling.
 
     python -m benchmarks.labelling_page [--output results.csv]
 
-Batches of made-up images of 28x28 pixels, one of 100 and one of 10,000, on a server of this
-machine. Needs Debian's packages chromium and chromium-driver.
+A server on this machine offers a batch of 100 and a batch of 10,000 synthetic images of 28x28
+pixels. Needs the Debian packages chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from tests.labelling_runs import made_up_run
 SMALL, LARGE = 100, 10_000
 REPEATS = 5
 
-# From a key's arrival to the frame that shows its effect. Two animation frames: the first runs
-# before the changed page is painted, the second after.
+# Time from a key press to the frame that shows its effect. It waits for two animation frames: the
+# first runs before the browser paints the changed page, the second after.
 KEY_TO_SCREEN = """
-const done = arguments[arguments.length - 1];
+const finish = arguments[arguments.length - 1];
 const times = [];
 function next(left) {
-  if (left === 0) { done(times); return; }
+  if (left === 0) { finish(times); return; }
   const started = performance.now();
   $('grid').dispatchEvent(new KeyboardEvent('keydown', {key: '2', bubbles: true}));
   requestAnimationFrame(() => requestAnimationFrame(() => {
@@ -38,16 +38,16 @@ function next(left) {
 }
 next(60);
 """
-# Scrolls from the top to the bottom of the list in jumps; the time of each jump's frame.
+# Scrolls from the top to the bottom of the list in jumps and measures the time until each is drawn.
 SCROLL = """
-const done = arguments[arguments.length - 1];
+const finish = arguments[arguments.length - 1];
 const grid = $('grid'), times = [];
-let place = 0;
+let offset = 0;
 function next() {
-  if (place >= grid.scrollHeight) { done(times); return; }
+  if (offset >= grid.scrollHeight) { finish(times); return; }
   const started = performance.now();
-  grid.scrollTop = place;
-  place += grid.scrollHeight / 200;
+  grid.scrollTop = offset;
+  offset += grid.scrollHeight / 200;
   requestAnimationFrame(() => requestAnimationFrame(() => {
     times.push(performance.now() - started);
     next();
@@ -55,7 +55,7 @@ function next() {
 }
 next();
 """
-# All pictures in view are there, and a key would be taken.
+# True when all visible pictures have loaded and the page accepts keys.
 USABLE = (
     "return state.shown.length > 0 && [...document.querySelectorAll('.tile img')]"
     ".every((picture) => picture.complete && picture.naturalWidth > 0)"
@@ -63,7 +63,7 @@ USABLE = (
 
 
 def measure() -> list[tuple[str, float, str, str]]:
-    """Rows of what, value, unit and detail."""
+    """Measure the page; returns rows of what, value, unit and detail."""
     rows: list[tuple[str, float, str, str]] = []
     browser = start_browser()
     try:
@@ -117,12 +117,12 @@ def measure() -> list[tuple[str, float, str, str]]:
 
 
 def spread(values: list[float]) -> str:
-    """Smallest and largest of the values, and how many there are."""
+    """The smallest value, the largest value and the number of values, as text."""
     return f"{min(values):.3g} to {max(values):.3g}, n = {len(values)}"
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.labelling_page",
         description=__doc__,

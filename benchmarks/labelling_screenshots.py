@@ -1,9 +1,9 @@
-"""Takes the pictures of docs/labelling.md from a real run on the blood cells.
+"""Takes the screenshots of docs/labelling.md from a real run on the blood cells.
 
     python -m benchmarks.labelling_screenshots --data-dir data --output-dir images
 
-A simulated annotator labels two rounds of a small run; the third is labelled in part, in a browser.
-Needs Debian's packages chromium and chromium-driver.
+A simulated annotator labels two rounds of a small run. The script then labels a part of the third
+round in a browser. Needs the Debian packages chromium and chromium-driver.
 """
 
 from __future__ import annotations
@@ -33,37 +33,37 @@ SETTINGS = (
     "hyperparameters.samples_to_label=60",
     "hyperparameters.candidate_pool_size=1000",
 )
-COLOURS = 200  # of a picture: a third of the bytes of a full one
+COLOURS = 200  # per screenshot; the file has a third of the bytes of one with all colours
 
 
 def make_run(run: Path, data_dir: Path) -> list[str]:
-    """A run that waits for the labels of its third round; the true class of each image."""
+    """Make a run that waits for the labels of round 3; returns each image's true class."""
     hp = Hyperparameters.from_mapping(load(CONFIG)["hyperparameters"])
     train = load_data(hp, data_dir).train
     truth = [train.class_names[label] for label in train.labels.tolist()]
-    place = ["--data-dir", str(data_dir)]
+    data_arguments = ["--data-dir", str(data_dir)]
     status = run_rounds(
-        "--config", str(CONFIG), "--output-dir", str(run), *place, "--set", *SETTINGS
+        "--config", str(CONFIG), "--output-dir", str(run), *data_arguments, "--set", *SETTINGS
     )
     for _ in range(2):
         assert status == AWAITING_LABELS
         label(run, truth)
-        status = run_rounds("--resume", str(run), *place)
+        status = run_rounds("--resume", str(run), *data_arguments)
     assert status == AWAITING_LABELS
     return truth
 
 
-def take(browser: webdriver.Chrome, path: Path) -> None:
-    """Save what the browser shows, with few colours."""
-    time.sleep(0.5)  # pictures arrive
+def save_screenshot(browser: webdriver.Chrome, path: Path) -> None:
+    """Save a screenshot of the browser, with few colours."""
+    time.sleep(0.5)  # until the pictures have loaded
     with Image.open(io.BytesIO(browser.get_screenshot_as_png())) as image:
         buffer = io.BytesIO()
         image.convert("RGB").quantize(COLOURS).save(buffer, "PNG", optimize=True)
     write_atomically(path, buffer.getvalue())
 
 
-def take_all(run: Path, truth: list[str], folder: Path) -> None:
-    """All pictures."""
+def save_screenshots(run: Path, truth: list[str], folder: Path) -> None:
+    """Save all screenshots to `folder`."""
     browser = start_browser()
     try:
         with serving(run) as page:
@@ -84,26 +84,26 @@ def take_all(run: Path, truth: list[str], folder: Path) -> None:
                 chain.click(browser.find_element(By.ID, f"tile-{tile}")).key_up(Keys.CONTROL)
                 chain.perform()
             ann.wait_saved()
-            take(browser, folder / "labelling_grid.png")
+            save_screenshot(browser, folder / "labelling_grid.png")
             ann.keys(Keys.ESCAPE, Keys.ENTER)
-            take(browser, folder / "labelling_single.png")
+            save_screenshot(browser, folder / "labelling_single.png")
             ann.keys(Keys.ESCAPE)
             ann.click("open-report")
             ann.wait_until("return document.querySelector('.chart') !== null")
-            take(browser, folder / "labelling_progress.png")
+            save_screenshot(browser, folder / "labelling_progress.png")
             browser.find_element(By.CSS_SELECTOR, "#report-dialog button").click()
             browser.execute_cdp_cmd(
                 "Emulation.setDeviceMetricsOverride",
                 {"width": 640, "height": 420, "deviceScaleFactor": 2, "mobile": False},
             )
             ann.click("theme")
-            take(browser, folder / "labelling_zoomed.png")
+            save_screenshot(browser, folder / "labelling_zoomed.png")
     finally:
         browser.quit()
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.labelling_screenshots",
         description=__doc__,
@@ -115,7 +115,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         run = Path(name) / "blood-cells"
         truth = make_run(run, options.data_dir)
-        take_all(run, truth, options.output_dir)
+        save_screenshots(run, truth, options.output_dir)
 
 
 if __name__ == "__main__":

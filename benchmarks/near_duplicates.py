@@ -1,4 +1,4 @@
-"""A pool in which every image stands several times with slight changes."""
+"""Builds a pool in which every image occurs several times with slight changes."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import torch
 from data import ImageStore
 from training.seeds import make_generator
 
-BRIGHTNESS = 0.03  # share by which a copy is brighter or darker at most
+BRIGHTNESS = 0.03  # largest relative change of a copy's brightness
 NOISE = 2.0  # standard deviation, in grey levels of 0..255
 
 
 def with_near_duplicates(store: ImageStore, copies: int) -> ImageStore:
-    """`store` with every image `copies` times: as it is, and `copies` - 1 times changed slightly.
+    """Return `store` with `copies` versions of each image: the original and slightly changed ones.
 
-    A changed copy is shifted by one pixel at most, brighter or darker by `BRIGHTNESS` at most, and
-    has noise of `NOISE` grey levels. Copies of an image have its label and its source. The
-    images of copy c stand at c * N .. (c + 1) * N - 1. The changes are always the same.
+    A changed copy is shifted by at most one pixel, its brightness changes by at most `BRIGHTNESS`,
+    and it has noise of `NOISE` grey levels. A copy keeps the label and the source of its image.
+    The images of copy c have the positions c * N .. (c + 1) * N - 1. The generator has a fixed
+    seed, so every call makes the same changes.
     """
     generator = make_generator(0, "near duplicates")
     images = [store.images]
@@ -29,10 +30,10 @@ def with_near_duplicates(store: ImageStore, copies: int) -> ImageStore:
         gain = 1 + BRIGHTNESS * (2 * torch.rand(len(moved), 1, 1, 1, generator=generator) - 1)
         noise = NOISE * torch.randn(moved.shape, generator=generator)
         images.append((moved * gain + noise).round().clamp(0, 255).to(torch.uint8))
-    everyone = np.arange(len(store))
+    positions = np.arange(len(store))
     return replace(
         store,
         images=torch.cat(images),
         labels=store.labels.repeat(copies),
-        sources=store.sources.take(np.tile(everyone, copies)),
+        sources=store.sources.take(np.tile(positions, copies)),
     )

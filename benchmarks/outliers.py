@@ -1,13 +1,13 @@
-"""Rates of the outlier flag: false alarms on the model's own data, detection on others.
+"""Measures the outlier flag: false alarms on the model's own data, detection on other data.
 
     python -m benchmarks.outliers EXPORTED [EXPORTED ...] --own bloodmnist.npz \\
         --other pathmnist.npz mednist/ ... [--output results.csv]
 
-Every exported folder is one row for each array or folder of images: how many are flagged, with a
-Wilson interval of 95 %, and how sure the network is of its classes there. `length 1` is the share
-that the same rule flags on embeddings normalised to length 1, as Sun et al. 2022 have them; its
-threshold comes from the same validation images, `val_images` of --own. The training images of --own
-are left out. Give the folders of several seeds, so that the spread shows.
+Each exported folder yields one row for each array or folder of images. A row gives the share of
+flagged images, with its 95 % Wilson interval, and the network's mean confidence.
+`flagged_at_length_1` is the share that the same rule flags on embeddings normalised to length 1
+(Sun et al. 2022). Its threshold comes from the same validation images, `val_images` of --own. The
+training images of --own are left out. Give the folders of several seeds to see the spread.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tools.image_inputs import find_inputs, read_batches
 
 Embeddings = NDArray[np.float32]
 BATCH_SIZE = 128
-Z = 1.96  # of a 95 % interval
+Z = 1.96  # normal quantile of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What the network makes of one group of images: logits [n, classes], embeddings [n, D]."""
+    """The network's outputs for a group of images: logits [n, classes], embeddings [n, D]."""
 
     logits: NDArray[np.float32]
     embeddings: Embeddings
 
 
 def outputs_of(model: ExportedModel, engine: OnnxEngine, path: Path) -> dict[str, Outputs]:
-    """The network's outputs for every array in a file, or for a folder as a whole, by name."""
+    """The network's outputs by name: one entry per array of a file, or one for a folder."""
     parts: dict[str, list[tuple[Embeddings, ...]]] = {}
     files = find_inputs([path])
     for batch in read_batches(files, model.image_size, model.channels, BATCH_SIZE):
@@ -68,8 +68,8 @@ def outputs_of(model: ExportedModel, engine: OnnxEngine, path: Path) -> dict[str
             name = f"{path.stem}:{array}"
         parts.setdefault(name, []).append(engine.run(batch.images.contiguous().numpy()))
     return {
-        name: Outputs(*(np.concatenate(column) for column in zip(*some, strict=True)))
-        for name, some in parts.items()
+        name: Outputs(*(np.concatenate(column) for column in zip(*batches, strict=True)))
+        for name, batches in parts.items()
         if not name.endswith(":train_images") or path.is_dir()
     }
 
@@ -78,27 +78,27 @@ def measure(folder: Path, own: Path, others: Sequence[Path]) -> list[Row]:
     """The rows of one exported folder.
 
     Raises:
-        UserError: the folder has no outlier rule, or --own has no validation images.
+        UserError: the exported folder has no outlier rule, or --own has no validation images.
     """
     model = read_exported(folder)
     references = read_references(folder, model)
     if model.outliers is None or references is None:
         raise UserError(f"{folder}: exported without its data; export it with them")
     engine = OnnxEngine(folder)
-    found = outputs_of(model, engine, own)
-    val = found.get(f"{own.stem}:val_images")
+    outputs_by_name = outputs_of(model, engine, own)
+    val = outputs_by_name.get(f"{own.stem}:val_images")
     if val is None:
-        raise UserError(f"--own {own}: has no array val_images; give the set of the training")
+        raise UserError(f"--own {own}: has no array val_images; give the training data set")
     for path in others:
-        found |= outputs_of(model, engine, path)
+        outputs_by_name |= outputs_of(model, engine, path)
     neighbours = Neighbours(references, model.outliers.neighbours)
-    short_neighbours = Neighbours(length_1(references), model.outliers.neighbours)
-    short_distances = short_neighbours.distances(length_1(val.embeddings))
-    short_threshold = float(np.percentile(short_distances, model.outliers.percentile))
+    unit_neighbours = Neighbours(length_1(references), model.outliers.neighbours)
+    unit_distances = unit_neighbours.distances(length_1(val.embeddings))
+    unit_threshold = float(np.percentile(unit_distances, model.outliers.percentile))
     rows = []
-    for name, outputs in found.items():
+    for name, outputs in outputs_by_name.items():
         flagged = neighbours.distances(outputs.embeddings) > model.outliers.threshold
-        short = short_neighbours.distances(length_1(outputs.embeddings)) > short_threshold
+        unit_flagged = unit_neighbours.distances(length_1(outputs.embeddings)) > unit_threshold
         confidence = softmax(outputs.logits / model.temperature).max(1)
         rows.append(
             Row(
@@ -109,7 +109,7 @@ def measure(folder: Path, own: Path, others: Sequence[Path]) -> list[Row]:
                 flagged=round(float(flagged.mean()), 4),
                 low=round(wilson(flagged)[0], 4),
                 high=round(wilson(flagged)[1], 4),
-                flagged_at_length_1=round(float(short.mean()), 4),
+                flagged_at_length_1=round(float(unit_flagged.mean()), 4),
                 mean_confidence=round(float(confidence.mean()), 4),
             )
         )
@@ -123,7 +123,7 @@ def length_1(embeddings: Embeddings) -> Embeddings:
 
 
 def wilson(flagged: NDArray[np.bool_]) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
+    """The 95 % interval of the flagged share (Wilson 1927, doi 10.1080/01621459.1927.10502953)."""
     n, share = len(flagged), float(flagged.mean())
     centre = (share + Z**2 / (2 * n)) / (1 + Z**2 / n)
     half = Z / (1 + Z**2 / n) * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
@@ -131,7 +131,7 @@ def wilson(flagged: NDArray[np.bool_]) -> tuple[float, float]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Measure all folders; print the rows and write them to --output."""
     rows = [
         row
         for folder in arguments.folders
@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,13 +1,14 @@
-"""How long large sets take to read, the first time and from the cache, and in how much memory.
+"""Measures how long large data sets take to read, at first and from the cache, and their memory.
 
     python -m benchmarks.reading folder --images 59000 --size 64
     python -m benchmarks.reading hdf5 --images 150000 --size 96 [--noise]
 
-Makes up a set in a temporary folder, reads it twice, each time in a process of its own, and removes
-it. A folder holds grey JPEGs, a folder per class; HDF5 holds colour images in PatchCamelyon's
-layout, compressed, or with --noise incompressible, so that the file is as large as its pixels. HDF5
-is read as a set too large for memory is, whatever memory there is. The fingerprint looks at every
-image once more. What it costs at every start to check the content of the source is printed besides.
+Creates a synthetic data set in a temporary folder, reads it twice, each time in a new process, and
+removes it. `folder` makes grey JPEG files with one folder per class. `hdf5` makes compressed colour
+images in PatchCamelyon's layout; with --noise they cannot be compressed, so the file is as large as
+its pixels. HDF5 is always read like a data set that exceeds the memory. The fingerprint reads every
+image once more. The script also prints the time of the check of the source's content, which every
+start makes.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from data_sources import disk_images
 from data_sources.content import content_hashes
 
 CLASSES = 6
-CHUNK = 64  # images; each is compressed as one
+CHUNK = 64  # images that are compressed together
 
 
 def make_folder(root: Path, images: int, size: int) -> None:
-    """Stripes under noise: JPEGs of about the size of real ones."""
+    """Write images of stripes with noise; the JPEG files are about as large as real ones."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[0:size, 0:size]
     for number in tqdm(range(images), desc="making files", disable=None):
@@ -46,7 +47,7 @@ def make_folder(root: Path, images: int, size: int) -> None:
 
 
 def make_hdf5(root: Path, images: int, size: int, noise: bool) -> None:
-    """Blocks of eight by eight equal pixels, which deflate to about a twentieth; or all noise."""
+    """Write blocks of 8x8 equal pixels, which deflate to about a twentieth, or only noise."""
     import h5py
 
     rng = np.random.default_rng(0)
@@ -55,9 +56,9 @@ def make_hdf5(root: Path, images: int, size: int, noise: bool) -> None:
             file["y"] = (np.arange(count, dtype=np.uint8) % 2).reshape(-1, 1, 1, 1)
         with h5py.File(root / f"made_up_{split}_x.h5", "w") as file:
             shape = (size, size, 3)
-            packing = None if noise else 1
+            compression_level = None if noise else 1
             data = file.create_dataset(
-                "x", (count, *shape), "u1", chunks=(CHUNK, *shape), compression=packing
+                "x", (count, *shape), "u1", chunks=(CHUNK, *shape), compression=compression_level
             )
             for start in tqdm(range(0, count, CHUNK), desc=f"making {split}", disable=None):
                 n = min(CHUNK, count - start)
@@ -69,7 +70,7 @@ def make_hdf5(root: Path, images: int, size: int, noise: bool) -> None:
 
 
 def read(kind: str, root: Path, size: int) -> None:
-    """Read the set in `root`; print seconds, images and the largest resident set."""
+    """Read the set in `root`; print the seconds, the size of the images and the peak memory."""
     disk_images.MEMORY_SHARE = 0.0
     wall, cpu = time.perf_counter(), time.process_time()
     splits = load_splits(
@@ -97,7 +98,7 @@ def read(kind: str, root: Path, size: int) -> None:
 
 
 def main() -> None:
-    """Make a set, and have it read twice."""
+    """Create a data set and read it in two processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=("folder", "hdf5"))
     parser.add_argument("--images", type=int, default=59_000)

@@ -2,9 +2,10 @@
 
     python -m benchmarks.recipe --data-dir data --labels 300 --output recipe.csv
 
-Trains on the same random labels of the blood cells, for the same images seen, and prints one row
-per run; --output appends them to a CSV file. Everything but the row's recipe is as in
-configs/bloodmnist.yaml. Accuracy is on the validation split: the recipe is chosen by it.
+All runs train on the same random labels of the blood cells and see the same number of images. The
+script prints one row per run; --output appends the rows to a CSV file. Everything except the recipe
+comes from configs/bloodmnist.yaml. Accuracy is on the validation split, because it chooses the
+recipe.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from training.loading import load_data
 from training.metrics import classification_metrics
 from training.oracle import SimulatedOracle
 
-# What each recipe changes. `adamw` is configs/const.yaml's, `sgd` the usual one for small-image
-# ResNets: Nesterov momentum 0.9.
+# The settings that each recipe changes. `adamw` is the recipe of configs/const.yaml. `sgd` is the
+# usual recipe for ResNets on small images, with Nesterov momentum 0.9.
 RECIPES: dict[str, dict[str, Any]] = {
     "adamw": {"learning_rate": 1e-3, "weight_decay": 0.05},
     "sgd": {"learning_rate": 0.1, "weight_decay": 5e-4},
@@ -34,7 +35,7 @@ COLUMNS = ("architecture", "recipe", "labels", "images_seen", "seed", "val_accur
 
 
 def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once; returns the row."""
+    """Train once; returns the row of the CSV file."""
     values = load(Path("configs/bloodmnist.yaml"))["hyperparameters"]
     steps = arguments.labels * arguments.passes // values["batch_size"]
     values |= RECIPES[recipe] | {
@@ -75,7 +76,7 @@ def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[s
 
 
 def main() -> None:
-    """Run what the command line asks for, a row at a time."""
+    """Run all recipes and networks; print and append one row at a time."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architectures", nargs="+", default=["resnet18", "resnet50"])

@@ -1,9 +1,9 @@
-"""What reports cost at scale: confusion matrices of many classes, duplicates among many images.
+"""Measures the cost of large reports: confusion matrices, intervals and duplicates.
 
     python -m benchmarks.report_scale
 
-Each case runs in a process of its own, on made-up data, and prints its CPU time and how much its
-peak of resident memory lies above what Python, torch and the data take.
+Each case runs in a new process on synthetic data. It prints its CPU time and its peak resident
+memory, less the memory of Python, torch and the data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IMAGES_PER_CLASS = 10
 
 
 def matrix(classes: int) -> Callable[[], object]:
-    """Counting and drawing a confusion matrix."""
+    """A function that counts and draws a confusion matrix."""
     generator = torch.Generator().manual_seed(0)
     labels, predicted = torch.randint(0, classes, (2, 50 * classes), generator=generator)
     names = [f"class {c}" for c in range(classes)]
@@ -37,7 +37,7 @@ def matrix(classes: int) -> Callable[[], object]:
 
 
 def measures(classes: int) -> Callable[[], dict[str, Estimate]]:
-    """All measures with intervals."""
+    """A function that computes all measures with intervals."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(IMAGES_PER_CLASS * classes) % classes
     probabilities = torch.rand(len(labels), classes, generator=generator).double().softmax(1)
@@ -45,7 +45,7 @@ def measures(classes: int) -> Callable[[], dict[str, Estimate]]:
 
 
 def duplicates(images: Tensor) -> Callable[[], object]:
-    """Exact and near duplicates among images that are split 80 / 10 / 10."""
+    """A function that finds exact and near duplicates among images split 80 / 10 / 10."""
     splits = images.split([len(images) * 8 // 10, len(images) // 10, len(images) // 10])
     everything = torch.arange(len(images))
     generator = torch.Generator().manual_seed(0)
@@ -63,7 +63,7 @@ def different_images() -> Tensor:
 
 
 def frames() -> Tensor:
-    """One image again and again, each time with other noise."""
+    """Copies of one image, each with its own noise."""
     generator = torch.Generator().manual_seed(0)
     images = different_images()
     scene = images[0].float()

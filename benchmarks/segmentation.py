@@ -5,12 +5,12 @@
 
 The drawn smears are those of `benchmarks.smears`, from fixed seeds. BCCD is a public data set of
 364 smears with boxes around white and red cells (github.com/Shenggan/BCCD_Dataset, MIT licence);
-`--bccd` names its folder with Annotations/ and JPEGImages/. The diameter of a cell is the tool's
-own estimate from the first 20 images; where no red cell lies alone, it is that of the drawing.
+`--bccd` names its folder with Annotations/ and JPEGImages/. The tool estimates the diameter of a
+cell from the first 20 images. If no red cell lies alone, the benchmark uses the drawn diameter.
 
-A cell is found when the centre of a region lies in its box; each box and each region counts once.
+A cell is found if the centre of a region lies in its box; each box and each region counts once.
 Recall is the share of cells found, precision the share of regions that are cells. Seconds are CPU
-time per image; they leave out the reading of the file.
+time per image, without the time to read the file.
 """
 
 from __future__ import annotations
@@ -64,15 +64,15 @@ class Score:
     regions: int
 
 
-def matches(found: Sequence[Cell], truth: Sequence[DrawnCell]) -> int:
-    """How many true boxes hold the centre of a region, each box and each region used once."""
-    left = list(truth)
+def matches(regions: Sequence[Cell], truth: Sequence[DrawnCell]) -> int:
+    """Number of true boxes that contain the centre of a region; each is used once."""
+    unmatched = list(truth)
     count = 0
-    for cell in found:
-        x, y = cell.centre
-        for drawn in left:
+    for region in regions:
+        x, y = region.centre
+        for drawn in unmatched:
             if drawn.box[0] <= x < drawn.box[2] and drawn.box[1] <= y < drawn.box[3]:
-                left.remove(drawn)
+                unmatched.remove(drawn)
                 count += 1
                 break
     return count
@@ -145,7 +145,7 @@ def measure_phase(seed: int, examples: Sequence[Example]) -> list[Any]:
 def _diameter(name: str, estimates: Sequence[float], drawn: float | None = None) -> int:
     diameter = search.typical_diameter(estimates) or drawn
     if diameter is None:
-        raise UserError(f"{name}: no cell that lies alone, to estimate the diameter from")
+        raise UserError(f"{name}: no cell lies alone, so the diameter cannot be estimated")
     return round(diameter)
 
 
@@ -170,7 +170,7 @@ def _annotated(folder: Path, files: Sequence[Path]) -> Iterator[Example]:
         try:
             objects = ElementTree.parse(path).getroot().findall("object")
         except (OSError, ElementTree.ParseError) as error:
-            raise UserError(f"{path}: cannot be read ({error}); give BCCD's own folder") from error
+            raise UserError(f"{path}: cannot be read ({error}); give the folder of BCCD") from error
         truth = []
         for item in objects:
             kind = {"WBC": WHITE_KINDS[0], "RBC": "red"}.get(item.findtext("name", ""))
@@ -184,10 +184,12 @@ def _annotated(folder: Path, files: Sequence[Path]) -> Iterator[Example]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, metavar="CSV", help="default: the terminal alone")
-    parser.add_argument("--bccd", type=Path, metavar="FOLDER", help="measure BCCD's smears too")
+    parser.add_argument("--output", type=Path, metavar="CSV", help="default: only print the rows")
+    parser.add_argument(
+        "--bccd", type=Path, metavar="FOLDER", help="also measure the smears of BCCD"
+    )
     arguments = parser.parse_args(argv)
 
     def run() -> None:

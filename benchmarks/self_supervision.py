@@ -1,13 +1,13 @@
-"""What does learning from the unlabelled pool bring, at 50, 100, 200 and 500 labels?
+"""How much does self-supervised learning on the pool gain at 50, 100, 200 and 500 labels?
 
     python -m benchmarks.self_supervision --data-dir data --seeds 0 1 2 --output results.csv
 
-On the blood cells. Per seed: a backbone learns from all training images without labels, once; then
-networks are trained on the same random labels, for the same steps, from that backbone and from
-random weights. All else is as in configs/bloodmnist.yaml, the learning rate as in const.yaml. One
-row per trained network is appended to --output; rows that are there are not run again, and a
-backbone that was cut off is gone on with. The test split chooses nothing: each network is taken as
-its training ends.
+For each seed, a backbone learns once from all training images of the blood cells, without labels.
+Then networks train on the same random labels for the same number of steps, from this backbone and
+from random weights. The learning rate comes from configs/const.yaml, everything else from
+configs/bloodmnist.yaml. The script appends one row per trained network to --output. It skips
+networks that already have a row, and continues a backbone whose training was interrupted. The test
+split chooses nothing: each network is evaluated at the end of its training.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KEY = COLUMNS[:5]
 
 
 def backbone(arguments: argparse.Namespace, seed: int) -> Path:
-    """The file of the backbone of that seed, made first where it is missing."""
+    """The file of the seed's backbone, which is trained first if the file does not exist."""
     name = f"{arguments.architecture}-{arguments.self_supervised_steps}-{seed}.safetensors"
     path: Path = arguments.backbones / name
     if not path.exists():
@@ -79,7 +79,7 @@ def train(arguments: argparse.Namespace, labels: int, start: str, seed: int) -> 
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows that are there already."""
+    """The rows of the CSV file; an empty list if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -87,7 +87,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def append(path: Path, row: dict[str, Any]) -> None:
-    """Add one row, and the header to a new file."""
+    """Append one row; a new file gets the header first."""
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
@@ -97,40 +97,42 @@ def append(path: Path, row: dict[str, Any]) -> None:
 
 
 def summary(rows: list[dict[str, str]]) -> str:
-    """Test accuracy as a Markdown table: mean and standard deviation over seeds, and their gain."""
+    """Markdown table of test accuracy and gain: mean and standard deviation over seeds."""
     lines = [
         "| network | labels | seeds | from random weights | self-supervised first | gain |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     groups = sorted({(row["architecture"], int(row["labels"])) for row in rows})
     for architecture, labels in groups:
-        found = [
+        by_start = [
             {row["seed"]: float(row["test_accuracy"]) for row in rows
              if (row["architecture"], int(row["labels"])) == (architecture, labels)
-             and (row["self_supervised_steps"] != "0") is learnt}
-            for learnt in (False, True)
+             and (row["self_supervised_steps"] != "0") is pretrained}
+            for pretrained in (False, True)
         ]  # fmt: skip
-        seeds = sorted(found[0].keys() & found[1].keys())
+        seeds = sorted(by_start[0].keys() & by_start[1].keys())
         if len(seeds) < 2:
             continue
-        plain, learnt = ([one[seed] for seed in seeds] for one in found)
-        gain = [after - before for before, after in zip(plain, learnt, strict=True)]
-        cells = [f"{mean(one):.3f} ± {stdev(one):.3f}" for one in (plain, learnt)]
+        random, pretrained = ([by_seed[seed] for seed in seeds] for by_seed in by_start)
+        gain = [after - before for before, after in zip(random, pretrained, strict=True)]
+        cells = [f"{mean(group):.3f} ± {stdev(group):.3f}" for group in (random, pretrained)]
         cells.append(f"{mean(gain):+.3f} ± {stdev(gain):.3f}")
         lines.append(f"| {architecture} | {labels} | {len(seeds)} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Run what the command line asks for, and print the table of all rows."""
+    """Train the missing networks, and print the table of all rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data-dir", type=Path, required=True)
     parser.add_argument("--architecture", default="small_cnn")
     parser.add_argument("--self-supervised-steps", type=int, default=400)
     parser.add_argument("--labels", type=int, nargs="+", default=[50, 100, 200, 500])
-    parser.add_argument("--steps", type=int, default=400, help="supervised, of 32 images")
+    parser.add_argument("--steps", type=int, default=400, help="supervised steps of 32 images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--backbones", type=Path, default=Path("runs"), help="folder to keep them")
+    parser.add_argument(
+        "--backbones", type=Path, default=Path("runs"), help="folder for the backbones"
+    )
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     arguments.backbones.mkdir(parents=True, exist_ok=True)
@@ -138,8 +140,8 @@ def main() -> None:
         for without_labels in (0, arguments.self_supervised_steps):
             for labels in arguments.labels:
                 key = (arguments.architecture, without_labels, labels, arguments.steps, seed)
-                done = [tuple(row[name] for name in KEY) for row in read(arguments.output)]
-                if tuple(map(str, key)) in done:
+                recorded = [tuple(row[name] for name in KEY) for row in read(arguments.output)]
+                if tuple(map(str, key)) in recorded:
                     continue
                 start = str(backbone(arguments, seed)) if without_labels else "none"
                 figures = train(arguments, labels, start, seed)

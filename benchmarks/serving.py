@@ -1,18 +1,19 @@
-"""Load test of the prediction service, with and without batching, beside the bare model.
+"""Load test of the prediction service, with and without batching, compared with the bare model.
 
     python -m benchmarks.serving EXPORTED [EXPORTED ...] [--output results.csv]
     python -m benchmarks.serving EXPORTED --soak 3600
 
-A service is started for each setting. Clients in this process send PNG images of random pixels
-over connections that stay open, each its next request when the last is answered. The bare model is
-ONNX Runtime in one thread without any HTTP: one image at a time, and batches of as many images as
-the service may take. Overhead is the service's median at one client less the bare model's. The
-rows of each folder come from one run, so that they compare. `cpu_ms` is the processor time for one
-image, of the service and its decoders together; other work on the machine hardly changes it.
+The test starts a service for each setting. Clients in this process send PNG images of random pixels
+over open connections; each sends its next request when the last one is answered. The bare model is
+ONNX Runtime in one thread without HTTP. It predicts one image at a time, then batches of as many
+images as the service accepts. Overhead is the median time of the service with one client minus the
+median time of the bare model. All rows of a folder come from one run, so they can be compared.
+`cpu_ms` is the processor time per image of the service and its decoders together; other work on the
+machine hardly changes it.
 
---soak sends requests for so many seconds at 8 clients: single images, forms, arrays and files that
-are refused. It prints the memory of the service and its children as it goes and fails where their
-sum grows by more than 5 % after the first tenth.
+--soak sends requests from 8 clients for the given number of seconds: single images, forms, arrays
+and files that the service refuses. It prints the memory of the service and its children as it
+runs, and fails if their sum grows by more than 5 % after the first tenth of the time.
 """
 
 from __future__ import annotations
@@ -42,16 +43,16 @@ from serving.service import MAX_BATCH
 CLIENTS = (1, 8, 32)
 SECONDS = 6.0
 WARM_UP_SECONDS = 1.0
-IMAGES = 64  # different ones, in turn
+IMAGES = 64  # different images, sent in turn
 GROWTH = 0.05
 SOAK_CLIENTS = 8
-CLIENT_STEP = 7  # clients start at different places of the list
-RETRY_SECONDS = 0.05  # less than the service asks for, to keep it full
+CLIENT_STEP = 7  # distance between the first requests of two clients in the list
+RETRY_SECONDS = 0.05  # less than the service asks for, to keep its queue full
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the results: times in milliseconds, `cpu_ms` for one image."""
+    """One row of the results. Times are in milliseconds; `cpu_ms` is per image."""
 
     model: str
     setting: str
@@ -64,7 +65,7 @@ class Row:
 
 
 def measure(folder: Path, seconds: float, rest: float) -> list[Row]:
-    """The bare model, then the service without and with batching, at each number of clients."""
+    """Measure the bare model, then the service without and with batching for each `CLIENTS`."""
     model = read_exported(folder)
     name = f"{model.architecture}, {model.image_size} px"
     pixels = random_pixels(model)
@@ -85,7 +86,7 @@ def measure(folder: Path, seconds: float, rest: float) -> list[Row]:
 
 
 def bare(name: str, folder: Path, pixels: np.ndarray, batch: int, seconds: float) -> Row:
-    """ONNX Runtime alone, in one thread, on `batch` images at a time."""
+    """Measure ONNX Runtime alone, in one thread, with `batch` images at a time."""
     engine = OnnxEngine(folder)
     images = np.stack([pixels[index % len(pixels)] for index in range(batch)])
     times = []
@@ -105,15 +106,17 @@ def bare(name: str, folder: Path, pixels: np.ndarray, batch: int, seconds: float
 def cpu_seconds(process: psutil.Process) -> float:
     """Processor time of a service and its children so far."""
     family = [process, *process.children()]
-    return sum(sum(one.cpu_times()[:2]) for one in family)
+    return sum(sum(member.cpu_times()[:2]) for member in family)
 
 
 def summary(
     name: str, setting: str, clients: int, times: Sequence[float], seconds: float, cpu: float
 ) -> Row:
-    """Throughput and percentiles of the times of requests; `cpu`, like them, in seconds."""
+    """The row for request times in seconds; `cpu` is the processor seconds per image."""
     if not times:
-        raise UserError(f"--seconds {seconds}: no request was answered in time; give more")
+        raise UserError(
+            f"--seconds {seconds}: the service answered no request in this time; give more"
+        )
     milliseconds = 1000 * np.array(times)
     per_second = round(len(times) / seconds, 1)
     p50, p95, p99 = np.percentile(milliseconds, (50, 95, 99)).round(2).tolist()
@@ -138,7 +141,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def http_request(body: bytes, media_type: str = "image/png") -> bytes:
-    """A whole request to /predict."""
+    """The bytes of a complete request to /predict."""
     head = (
         f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {media_type}\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
@@ -149,9 +152,9 @@ def http_request(body: bytes, media_type: str = "image/png") -> bytes:
 async def load(
     port: int, requests: Sequence[bytes], clients: int, seconds: float
 ) -> tuple[list[float], int]:
-    """Seconds that each request took, of `clients` at a time; how many there were with the warm-up.
+    """Send requests from `clients` connections at the same time.
 
-    The times leave the warm-up out.
+    Returns the seconds of each request, without the warm-up, and the number of all requests.
     """
     times: list[float] = []
     total = 0
@@ -178,7 +181,7 @@ async def load(
 
 
 async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes) -> int:
-    """Send a request and read the whole answer; its status."""
+    """Send a request and read the whole answer; returns its status."""
     writer.write(request)
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"content-length: (\d+)", head)
@@ -189,7 +192,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reques
 
 @contextlib.contextmanager
 def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Process, int]]:
-    """A service of an exported folder, with its port."""
+    """Start a service of an exported folder; yields its process and port."""
     process = subprocess.Popen(
         [sys.executable, "-m", "tools.serve", str(folder), "--port", "0", *options],
         stdout=subprocess.PIPE,
@@ -198,10 +201,12 @@ def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Proces
     )
     try:
         assert process.stdout is not None
-        found = re.search(r":(\d+)/", process.stdout.readline())
-        if found is None:
-            raise UserError(f"{folder}: no service starts; try tools.serve on it")
-        yield psutil.Process(process.pid), int(found[1])
+        port_match = re.search(r":(\d+)/", process.stdout.readline())
+        if port_match is None:
+            raise UserError(
+                f"{folder}: the service does not start; run tools.serve on it to see why"
+            )
+        yield psutil.Process(process.pid), int(port_match[1])
     finally:
         process.terminate()
         process.wait()
@@ -211,10 +216,10 @@ def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Proces
 
 
 def soak(folder: Path, seconds: float) -> None:
-    """Mixed requests for a long time.
+    """Send mixed requests for `seconds`.
 
     Raises:
-        UserError: memory grows.
+        UserError: the memory of the service grows.
     """
     model = read_exported(folder)
     with running_service(folder) as (process, port):
@@ -223,7 +228,7 @@ def soak(folder: Path, seconds: float) -> None:
 
 
 def check_growth(memory: Sequence[float]) -> None:
-    """Raise UserError where memory, in MiB over time, grows after the first tenth."""
+    """Raise UserError if memory, in MiB over time, grows after the first tenth."""
     settled = memory[max(1, len(memory) // 10)]
     growth = max(memory[-3:]) / settled - 1
     print(f"memory {settled:.1f} MiB after the first tenth, {memory[-1]:.1f} at the end")
@@ -232,7 +237,7 @@ def check_growth(memory: Sequence[float]) -> None:
 
 
 def soak_requests(model: ExportedModel) -> list[bytes]:
-    """Requests of every kind, most of them single images; some are refused."""
+    """Requests of every kind, most of them single images; the service refuses some."""
     pixels = random_pixels(model)
     images = [png(image) for image in pixels]
     boundary = "limit-of-the-parts"
@@ -252,14 +257,14 @@ def soak_requests(model: ExportedModel) -> list[bytes]:
         http_request(b"no image at all", "image/jpeg"),
     ]
     for client, request in enumerate(others):
-        requests.insert(client * CLIENT_STEP, request)  # among the first that a client sends
+        requests.insert(client * CLIENT_STEP, request)  # near the start of a client's requests
     return requests
 
 
 async def _soak(
     process: psutil.Process, port: int, requests: Sequence[bytes], seconds: float
 ) -> list[float]:
-    """Memory in MiB of the service and its children, a hundred times."""
+    """Send requests and sample the memory of the service and its children, in MiB, 100 times."""
     end = time.monotonic() + seconds
     statuses: dict[int, int] = {}
 
@@ -276,7 +281,7 @@ async def _soak(
         memory = []
         while time.monotonic() < end:
             family = [process, *process.children(recursive=True)]
-            memory.append(sum(one.memory_info().rss for one in family) / 2**20)
+            memory.append(sum(member.memory_info().rss for member in family) / 2**20)
             print(f"{sum(statuses.values())} requests, {memory[-1]:.1f} MiB", flush=True)
             await asyncio.sleep(seconds / 100)
         return memory
@@ -291,7 +296,7 @@ async def _soak(
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for."""
+    """Run the soak, or measure all folders and print the rows."""
     if arguments.soak:
         for folder in arguments.folders:
             soak(folder, arguments.soak)
@@ -318,29 +323,34 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def verdict(rows: Sequence[Row]) -> str:
-    """The two figures that matter, of one model."""
-    one, batch = rows[0], rows[1]
+    """The two main figures of one model, as text."""
+    single, batched = rows[0], rows[1]
     alone = next(row for row in rows if row.setting == "service" and row.clients == 1)
     busy = next(row for row in rows if row.setting == "service" and row.clients == CLIENTS[-1])
-    limit = max(one.images_per_second, batch.images_per_second)
+    limit = max(single.images_per_second, batched.images_per_second)
     return (
-        f"overhead {alone.p50 - one.p50:.2f} ms at the median; at {busy.clients} clients "
+        f"overhead {alone.p50 - single.p50:.2f} ms at the median; at {busy.clients} clients "
         f"{busy.images_per_second / limit:.0%} of the bare model's {limit:.0f} images/s, "
-        f"{busy.cpu_ms - min(one.cpu_ms, batch.cpu_ms):.2f} ms of processor time more an image"
+        f"{busy.cpu_ms - min(single.cpu_ms, batched.cpu_ms):.2f} ms more processor time per image"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="EXPORTED")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="for each measurement")
     parser.add_argument(
-        "--rest", type=float, default=0.0, help="seconds between them, for others on the machine"
+        "--seconds", type=float, default=SECONDS, help="duration of each measurement"
     )
-    parser.add_argument("--soak", type=float, metavar="SECONDS", help="watch memory instead")
+    parser.add_argument(
+        "--rest",
+        type=float,
+        default=0.0,
+        help="seconds of pause between measurements, for other users of the machine",
+    )
+    parser.add_argument("--soak", type=float, metavar="SECONDS", help="test the memory instead")
     parser.add_argument("--output", type=Path, metavar="CSV")
     arguments = parser.parse_args(argv)
     return exit_status(lambda: run(arguments))

@@ -2,9 +2,9 @@
 
     python -m benchmarks.smears --output data/smears --images 40 --seed 0
 
-OUTPUT/smear_000.png and so on look like smears with Wright's stain at a magnification of 100. They
-hold red cells with pale centres, alone and overlapping; white cells of four classes, in the middle,
-at the edge and touching; platelets; and uneven light, blur, noise and JPEG's traces.
+OUTPUT/smear_000.png and the following files look like smears with Wright's stain at a magnification
+of 100. They show red cells with pale centres, alone and overlapping; white cells of four classes,
+which can lie at the edge or touch; platelets; and uneven light, blur, noise and JPEG artefacts.
 OUTPUT/truth.csv has a row for each white and red cell: image, kind, and box in pixels.
 
 The stains have the optical densities measured on the public BCCD smears. Real nuclei have more
@@ -42,7 +42,7 @@ CYTOPLASM = {
     "monocyte": np.array([0.16, 0.22, 0.08]),
     "eosinophil": np.array([0.12, 0.34, 0.26]),
 }
-WHITE_POINT = np.array([205.0, 211.0, 207.0])  # of the light between the cells
+WHITE_POINT = np.array([205.0, 211.0, 207.0])  # colour of the light between the cells
 WHITE_TO_RED = 1.9  # diameter of a white cell over that of a red cell
 
 
@@ -56,7 +56,7 @@ class DrawnCell:
 
 @dataclass(frozen=True)
 class Look:
-    """What a smear looks like. Lengths are in pixels; `diameter` is that of a white cell."""
+    """The appearance of a smear. Lengths are in pixels; `diameter` is that of a white cell."""
 
     height: int = 480
     width: int = 640
@@ -71,7 +71,7 @@ class Look:
 
 
 class _Canvas:
-    """Optical densities [H, W, 3] to which cells are added, and the cells that were added."""
+    """Optical densities [H, W, 3] of the image, and the cells drawn so far."""
 
     def __init__(self, look: Look, generator: np.random.Generator) -> None:
         self.generator = generator
@@ -79,7 +79,7 @@ class _Canvas:
         self.cells: list[DrawnCell] = []
 
     def patch(self, x: float, y: float, radius: float) -> _Patch:
-        """The part of the canvas that a cell of this radius around (x, y) can touch."""
+        """The part of the canvas that a cell of this radius at (x, y) can cover."""
         height, width = self.density.shape[:2]
         reach = 1.5 * radius + 3
         rows = slice(max(int(y - reach), 0), min(int(y + reach) + 1, height))
@@ -88,7 +88,7 @@ class _Canvas:
 
 
 class _Patch:
-    """A window [h, w] of a canvas; drawing in it costs as much as the cell is large."""
+    """A window [h, w] of a canvas, so that the cost of drawing depends on the cell's size."""
 
     def __init__(self, canvas: _Canvas, rows: slice, columns: slice) -> None:
         self.canvas, self.generator = canvas, canvas.generator
@@ -96,7 +96,7 @@ class _Patch:
         self.y, self.x = np.mgrid[rows, columns].astype(np.float32)
 
     def blob(self, x: float, y: float, radius: float, wobble: float = 0.04) -> Plane:
-        """The distance [h, w] to (x, y) over that of a blob's outline, which is thus at 1."""
+        """Distance [h, w] to (x, y), divided by that of the blob's outline: 1 on the outline."""
         dx, dy = self.x - np.float32(x), self.y - np.float32(y)
         angle = np.arctan2(dy, dx)
         outline = np.ones_like(angle)
@@ -116,7 +116,7 @@ class _Patch:
         self.canvas.density[self.rows, self.columns] += amount[..., None] * stain.astype(np.float32)
 
     def note(self, kind: str, inside: NDArray[np.bool_]) -> None:
-        """Remember a cell by its mask [h, w], if the image shows it."""
+        """Record a cell by its mask [h, w], unless it lies outside the image."""
         if inside.any():
             (rows,), (columns,) = np.nonzero(inside.any(1)), np.nonzero(inside.any(0))
             left, right = self.columns.start + columns[[0, -1]]
@@ -128,7 +128,7 @@ class _Patch:
 def draw_smear(
     generator: np.random.Generator, look: Look
 ) -> tuple[NDArray[np.uint8], list[DrawnCell]]:
-    """A smear uint8 [H, W, 3] and its white and red cells, the white ones first."""
+    """Draw a smear uint8 [H, W, 3]; returns it and its cells, white cells first, then red cells."""
     canvas = _Canvas(look, generator)
     centres = _white_centres(generator, look)
     for x, y in centres:
@@ -155,7 +155,7 @@ def draw_smear(
 def draw_phase(
     generator: np.random.Generator, cells: int = 8, diameter: float = 60.0
 ) -> tuple[Plane, list[DrawnCell]]:
-    """A quantitative-phase image float32 [384, 512], radians, and its cells, which lie apart."""
+    """Draw a phase image float32 [384, 512] in radians; returns it and its separate cells."""
     look = Look(height=384, width=512, diameter=diameter)
     canvas = _Canvas(look, generator)
     whole = canvas.patch(look.width / 2, look.height / 2, look.width)
@@ -212,7 +212,7 @@ def _draw_white(canvas: _Canvas, x: float, y: float, diameter: float) -> None:
 
 
 def _nucleus(patch: _Patch, kind: str, x: float, y: float, radius: float) -> Plane:
-    """Coverage [h, w] by the nucleus: round, a kidney, or two to five lobes on a bow."""
+    """Coverage [h, w] by the nucleus: round, kidney-shaped, or two to five lobes on an arc."""
     generator = patch.generator
     turn = generator.uniform(0, 2 * np.pi)
     if kind == "lymphocyte":
@@ -244,12 +244,12 @@ def _draw_red(canvas: _Canvas, x: float, y: float, diameter: float) -> None:
 
 
 def _soft(blob: Plane, width: float) -> Plane:
-    """1 inside the outline, 0 outside, with an edge of `width` radii."""
+    """1 inside the outline and 0 outside, with a soft edge of `width` radii."""
     return np.clip((1 - blob) / np.float32(width) + np.float32(0.5), 0, 1)
 
 
 def _photograph(canvas: _Canvas, look: Look) -> NDArray[np.uint8]:
-    """The densities as a camera sees them: uneven light, blur, noise and JPEG."""
+    """Turn the densities into a photograph with uneven light, blur, noise and JPEG."""
     generator = canvas.generator
     brightest = generator.uniform(0.3, 0.7, 2)
     y, x = np.ogrid[: look.height, : look.width]
@@ -265,7 +265,7 @@ def _photograph(canvas: _Canvas, look: Look) -> NDArray[np.uint8]:
 
 
 def write_smears(folder: Path, images: int, seed: int, look: Look) -> None:
-    """Write `images` smears and their truth.csv into `folder`, which is made if it is missing."""
+    """Write `images` smears and their truth.csv into `folder`, which is created if needed."""
     generator = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -278,7 +278,7 @@ def write_smears(folder: Path, images: int, seed: int, look: Look) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line and run; the exit status."""
+    """Parse the command line and run; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--images", type=int, default=40)

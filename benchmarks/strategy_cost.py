@@ -1,12 +1,12 @@
-"""What each query strategy costs: the seconds and the memory of one query of a large pool.
+"""Measures the time and the memory that each query strategy needs for one query of a large pool.
 
     python -m benchmarks.strategy_cost --output strategy_cost.csv
     python -m benchmarks.strategy_cost --candidates 20000 --picks 1000 --strategies badge k_center
 
-The embeddings are synthetic, of the kind that a trained network gives: one cluster per class,
-rectified, of low rank plus noise. Each strategy runs in a process of its own. On a CPU it has one
-thread; measured are its CPU seconds and the growth of its resident memory during the query, beyond
-the scores. On a GPU, measured are wall seconds and the memory allocated there.
+The synthetic embeddings resemble those of a trained network: one cluster per class, rectified, of
+low rank plus noise. Each strategy runs in a new process. On a CPU it uses one thread; the figures
+are CPU seconds and the growth of resident memory during the query, without the scores. On a GPU the
+figures are wall-clock seconds and the allocated GPU memory.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ def made_up_scores(count: int, device: str, dimensions: int = DIMENSIONS) -> Poo
         low_rank = centres[owner[rows]] + normal(len(rows), RANK) @ basis
         embeddings[rows] = (low_rank + 0.3 * normal(len(rows), dimensions)).relu().half()
     probabilities = torch.empty(PASSES, count, CLASSES, device=device)
-    lean = 2 * torch.nn.functional.one_hot(owner[:count], CLASSES) + normal(count, CLASSES)
+    class_logits = 2 * torch.nn.functional.one_hot(owner[:count], CLASSES) + normal(count, CLASSES)
     for one_pass in probabilities:
-        one_pass.copy_((lean + normal(count, CLASSES)).softmax(1))
+        one_pass.copy_((class_logits + normal(count, CLASSES)).softmax(1))
     candidates = torch.arange(count, device=device)
     return PoolScores(candidates, probabilities, embeddings[:count], embeddings[count:])
 
 
 def measure(name: str, count: int, picks: int, device: str) -> dict[str, Any]:
-    """The row of one strategy. It reads the peak memory of its process, so call it once in each."""
+    """Measure one strategy. Call this once per process, because it reads the process's peak."""
     torch.set_num_threads(1)
     strategy = get_strategy(name, prefilter_factor=10)
     picks = min(picks, strategy.largest_query or picks)
@@ -66,12 +66,12 @@ def measure(name: str, count: int, picks: int, device: str) -> dict[str, Any]:
     if on_gpu:
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
-    before, started = _bytes_held(on_gpu), clock()
+    held_before, started = _bytes_held(on_gpu), clock()
     chosen = strategy.select(scores, picks, generator).cpu()
     seconds = clock() - started
     if len(chosen.unique()) != picks:
         raise RuntimeError(f"{name} chose {len(chosen.unique())} images of {picks}")
-    values = (name, count, picks, device, f"{seconds:.1f}", f"{_peak(on_gpu) - before:.0f}")
+    values = (name, count, picks, device, f"{seconds:.1f}", f"{_peak(on_gpu) - held_before:.0f}")
     return dict(zip(COLUMNS, values, strict=True))
 
 
@@ -84,7 +84,7 @@ def _bytes_held(on_gpu: bool) -> float:
 
 
 def _peak(on_gpu: bool) -> float:
-    """The largest amount of memory that was in use, in megabytes."""
+    """Peak memory use so far, in megabytes."""
     if on_gpu:
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6  # Linux: kilobytes

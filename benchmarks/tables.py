@@ -2,9 +2,9 @@
 
     python -m benchmarks.tables
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of `TABLES`. They
-are made of the query strategies' registry, the settings' declarations and benchmarks/results. Run
-this after a change to any of them; a test holds documents and tables equal.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`; NAME is one of `TABLES`. The
+tables come from the registry of query strategies, the settings and benchmarks/results. Run this
+command after a change to any of them; a test checks that the documents are up to date.
 """
 
 from __future__ import annotations
@@ -39,19 +39,19 @@ def documents() -> list[Path]:
 
 
 def filled(text: str) -> str:
-    """`text` with every marked table made anew."""
+    """Replace every marked table in `text` by its current version."""
     return MARKED.sub(
         lambda match: f"<!-- table: {match[1]} -->\n{TABLES[match[1]]()}\n<!-- end -->", text
     )
 
 
 def strategies() -> str:
-    """Every query strategy: its name, what it asks for, and what it reads."""
+    """Every query strategy: its name, the images it chooses, and the scores it reads."""
     lines = [
         [f"`{name}`", _summary(strategy), _reads(strategy)] for name, strategy in STRATEGIES.items()
     ]
     lines.append([f"`{BALANCED}NAME`", "Any of these, spread over the predicted classes", ""])
-    return markdown((["`query_strategy`", "what it asks for", "reads"], lines))
+    return markdown((["`query_strategy`", "chooses", "reads"], lines))
 
 
 def _summary(strategy: Strategy) -> str:
@@ -90,24 +90,26 @@ def _study(name: str) -> Path:
 
 
 def frozen() -> str:
-    """Strategies beside margin on a frozen network, in three kinds of query."""
+    """Strategies compared with margin on a frozen network, in three studies."""
     return frozen_features.summary(RESULTS / "frozen_features")
 
 
 def forecasts() -> str:
-    """How often the intervals of forecasts hold what came."""
+    """How often the intervals of forecasts contain the later accuracy."""
     columns = ("study", "rounds_ahead", "forecasts", "coverage", "mean_width", "mean_error")
     header = ["study", "rounds ahead", "forecasts", "coverage", "mean width", "mean error"]
-    return markdown((header, [[row[one] for one in columns] for row in _records("forecast.csv")]))
+    return markdown(
+        (header, [[row[column] for column in columns] for row in _records("forecast.csv")])
+    )
 
 
 def speed() -> str:
-    """The speed of each machine, in two tables."""
+    """The speed on each machine, in two tables."""
     return speed_rows.tables(speed_rows.read(RESULTS / "speed.csv"))
 
 
 def strategy_cost() -> str:
-    """Seconds and memory that each strategy takes to choose."""
+    """Seconds and memory of one query by each strategy."""
     rows = [
         [
             row["strategy"],
@@ -142,11 +144,11 @@ def class_balance() -> str:
     measures = ("val_accuracy", "val_balanced_accuracy", "val_rarest_recall")
     groups: dict[tuple[str, str], list[dict[str, str]]] = {}
     for row in _records("class_balance.csv"):
-        drawn = "as they come" if float(row["ratio"]) == 0 else "long tail"
+        drawn = "at random" if float(row["ratio"]) == 0 else "long tail"
         groups.setdefault((drawn, row["setting"]), []).append(row)
     rows = [
-        [*group, str(len(found)), *(_spread(found, measure) for measure in measures)]
-        for group, found in groups.items()
+        [*group, str(len(records)), *(_spread(records, measure) for measure in measures)]
+        for group, records in groups.items()
     ]
     header = ["labels drawn", "setting", "seeds"]
     return markdown(
@@ -160,20 +162,20 @@ def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
 
 
 def self_supervised() -> str:
-    """The gain of learning without labels first."""
+    """The gain of self-supervised learning before the first round."""
     return self_supervision.summary(self_supervision.read(RESULTS / "self_supervision.csv"))
 
 
 def segmentation() -> str:
     """Recall and precision of the cells found in smears."""
     columns = ("images", "number", "mode", "cells", "recall", "precision", "diameter", "seconds")
-    header = ["smears", "images", "looked for", "cells", "recall", "precision"]
+    header = ["smears", "images", "search for", "cells", "recall", "precision"]
     rows = [[row[column] for column in columns] for row in _records("segmentation.csv")]
-    return markdown(([*header, "diameter, pixels", "CPU s an image"], rows))
+    return markdown(([*header, "diameter, pixels", "CPU s per image"], rows))
 
 
 def outliers() -> str:
-    """How many images the outlier flag concerns: mean over seeds, lowest and highest."""
+    """Share of images that the outlier flag marks: mean, lowest and highest over seeds."""
     groups: dict[str, list[dict[str, str]]] = {}
     for row in _records("outliers.csv"):
         groups.setdefault(row["images_of"], []).append(row)
@@ -181,7 +183,7 @@ def outliers() -> str:
         [
             name,
             rows[0]["images"],
-            *(_percentages(rows, one) for one in ("flagged", "flagged_at_length_1")),
+            *(_percentages(rows, column) for column in ("flagged", "flagged_at_length_1")),
             f"{mean(float(row['mean_confidence']) for row in rows):.2f}",
         ]
         for name, rows in groups.items()
@@ -196,11 +198,11 @@ def _percentages(rows: Sequence[dict[str, str]], column: str) -> str:
 
 
 def service_load() -> str:
-    """Throughput and times of the service beside the bare model."""
+    """Throughput and response times of the service and of the bare model."""
     columns = ("model", "setting", "clients", "images_per_second", "p50", "p95", "p99", "cpu_ms")
     rows = [[row[column] for column in columns] for row in _records("serving.csv")]
     header = ["model", "setting", "clients", "images/s", "p50, ms", "p95, ms", "p99, ms"]
-    return markdown(([*header, "CPU ms an image"], rows))
+    return markdown(([*header, "CPU ms per image"], rows))
 
 
 def _records(name: str) -> list[dict[str, str]]:
@@ -233,7 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def opening_figure() -> bytes:
-    """Margin beside random choice on the blood cells, as PNG."""
+    """Learning curves of margin and random choice on the blood cells, as PNG."""
     shown = {"margin", "random", ALL_LABELS}
     runs = find_runs([_study("bloodmnist")])
     return comparison_figure(compare([r for r in runs if r.settings["query_strategy"] in shown]))

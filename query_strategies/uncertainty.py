@@ -58,9 +58,10 @@ def least_confidence(scores: PoolScores, k: int, generator: torch.Generator) -> 
 
 
 def bald(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
-    """Largest mutual information between label and weights; see `mutual_information`.
+    """Largest mutual information between label and weights.
 
-    ValueError below two passes: a single pass never disagrees with itself.
+    `mutual_information` computes it. Raises ValueError for fewer than two passes, because a single
+    pass never disagrees with itself.
     """
     values = mutual_information(required_probabilities(scores, passes=2))
     return scores.candidates[top_k_stable(values, pick_count(scores, k))]

@@ -1,9 +1,9 @@
-"""How much would more labels gain? A power law through the last rounds, with an interval.
+"""Forecasts how much accuracy more labels would gain: a power law through the last rounds.
 
-The error rate of a growing labelled set falls about as a power of its size (Hestness et al. 2017,
-arXiv 1712.00409). So the logarithm of the error is fitted as a straight line over the logarithm of
-the number of labels, and continued. `python -m benchmarks.forecast` measures on recorded runs how
-often the intervals hold the accuracy that came.
+The error rate falls approximately as a power of the number of labels (Hestness et al. 2017, arXiv
+1712.00409). The forecast therefore fits a straight line to the logarithm of the error against the
+logarithm of the number of labels, and extrapolates it. `python -m benchmarks.forecast` measures on
+recorded runs how often the intervals contain the later accuracy.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy import stats
 
 COVERAGE = 0.90
-ROUNDS = 5  # the last ones; the slope of earlier ones is another
+ROUNDS = 5  # number of last rounds in the fit; earlier rounds have a different slope
 FEWEST_ROUNDS = 4
-# Standard deviation of the slope's change; chosen so that intervals on bloodmnist hold 90 %.
+# Standard deviation of the slope's change, set so that intervals on bloodmnist cover about 90 %.
+# `ROUNDS` and this value were chosen after coverage on all three recorded data sets had been seen.
 SLOPE_DRIFT = 0.2
 SMALLEST_ERROR = 5e-4  # an error of 0 has no logarithm
 
@@ -26,9 +27,9 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Forecast:
-    """The accuracy expected after more labels; low and high hold it with probability `COVERAGE`.
+    """The accuracy expected after more labels, and its `COVERAGE` interval from low to high.
 
-    now: the accuracy at the labels of today, by the same line, so that chance is smoothed out.
+    now: the accuracy at the present labels on the fitted line, which smooths out noise.
     """
 
     labels: float
@@ -40,7 +41,7 @@ class Forecast:
 
     @property
     def gain(self) -> float:
-        """Accuracy that the further labels are expected to add."""
+        """Expected change of accuracy."""
         return self.accuracy - self.now
 
     def text(self) -> str:
@@ -53,19 +54,20 @@ class Forecast:
 
 
 def forecast(labels: Floats, accuracy: Floats, more: float = 100) -> Forecast | None:
-    """The validation accuracy after `more` labels than labels[-1].
+    """Forecast the validation accuracy after `more` labels beyond labels[-1].
 
-    labels, accuracy: after each round, [R], labels ascending. None below `FEWEST_ROUNDS` rounds.
+    labels and accuracy hold one value per round, [R], with labels ascending. Returns None for fewer
+    than `FEWEST_ROUNDS` rounds.
 
-    The line is fitted to the last `ROUNDS` rounds. The interval is the one for a new observation in
-    least squares with normal errors, by Student's t, widened for a slope that changes.
+    The line is fitted to the last `ROUNDS` rounds. The interval is the least-squares prediction
+    interval for a new observation with normal errors (Student's t), widened for a changing slope.
     """
     if len(labels) < FEWEST_ROUNDS:
         return None
     x = np.log(labels[-ROUNDS:])
     y = np.log(np.maximum(1 - accuracy[-ROUNDS:], SMALLEST_ERROR))
     fit = stats.linregress(x, y)
-    slope = min(float(fit.slope), 0.0)  # labels are not expected to harm
+    slope = min(float(fit.slope), 0.0)  # more labels are assumed not to raise the error
     middle, spread = x.mean(), ((x - x.mean()) ** 2).sum()
     freedom = len(x) - 2
     residual = y - y.mean() - slope * (x - middle)

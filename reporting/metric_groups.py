@@ -1,15 +1,15 @@
-"""The numbers that a round reports, by metric group: few enough to read in the WebUI.
+"""The metrics that a round reports, by metric group. They are few, so the WebUI stays readable.
 
 | group | when | what |
 | --- | --- | --- |
 | training | every few steps | loss, accuracy, learning rate |
-| active_learning | the labels of a round have come | what the query cost and what it looks like |
+| active_learning | the labels of a round have arrived | cost and composition of the query |
 | validation, test | a round is over | loss, accuracy, AUC, calibration, worst class |
 | learning_curve | a round is over | accuracy and AUC by number of labels |
 
-The WebUI takes a metric named `epochs` for its Epoch axis. It is the number of rounds in all groups
-but `learning_curve`, where it is the number of labels. Figures of single classes go to metrics.csv
-only.
+The WebUI uses a metric named `epochs` as its Epoch axis. In the group `learning_curve` it is the
+number of labels, in all other groups the number of rounds. Metrics of single classes are written to
+metrics.csv only.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ def training_metrics(
 def query_metrics(
     proposal: Proposal, pool: Pool, classes: int, minutes: float, truth: Tensor | None
 ) -> dict[str, float]:
-    """What a query cost and what it looks like, for the group `active_learning`.
+    """Cost and composition of a query, for the group `active_learning`.
 
-    `class_imbalance` is the size of the largest class among all labels over that of the smallest,
-    counting an absent class as one image. `wrong_labels` are those that differ from `truth`.
+    `class_imbalance` is the size of the largest class among all labels, divided by the size of the
+    smallest; an absent class counts as one image. `wrong_labels` is the number of labels that
+    differ from `truth`.
 
     Args:
-        truth: true labels, int64 [N], where a simulated oracle knows them.
+        truth: true labels, int64 [N], if a simulated oracle knows them.
     """
     labelled = pool.labelled
     counts = torch.bincount(pool.labels[labelled], minlength=classes)
@@ -67,7 +68,7 @@ def query_metrics(
 
 
 def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """The group `validation`; the searcher's metric is among them."""
+    """The group `validation`, which contains the searcher's metric."""
     return {
         **{f"val_{name}": value for name, value in evaluation.val.items()},
         "labeled_samples": evaluation.labels,
@@ -76,7 +77,7 @@ def validation_metrics(evaluation: Evaluation) -> dict[str, float]:
 
 
 def test_metrics(evaluation: Evaluation) -> dict[str, float]:
-    """Measures of the test split; empty where it has no labels."""
+    """The group `test`; empty if the test split has no labels."""
     return {f"test_{name}": value for name, value in evaluation.test.items()}
 
 
@@ -84,7 +85,7 @@ def learning_curve_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, flo
     """The last point of the learning curve, and the area below it so far.
 
     Args:
-        rows: of metrics.csv, of all rounds that have been evaluated.
+        rows: the rows of metrics.csv, one per evaluated round.
     """
     last = rows[-1]
     return {
@@ -111,11 +112,11 @@ def area_under_budget_curve(labels: Sequence[float], accuracies: Sequence[float]
 def class_metrics(
     split: str, logits: Tensor, labels: Tensor, class_names: Sequence[str]
 ) -> dict[str, float]:
-    """Precision and recall of each class on one split, for metrics.csv; without undefined ones.
+    """Precision and recall of each class on one split, for metrics.csv; no undefined values.
 
     Args:
         logits: [N, classes].
-        labels: int64 [N]; images with -1 are passed over.
+        labels: int64 [N]; images with -1 are ignored.
     """
     known = labels >= 0
     logits, labels = logits[known].cpu(), labels[known].cpu()
@@ -134,7 +135,7 @@ def class_metrics(
 
 
 def queried_classes(pool: Pool, round_: int, class_names: Sequence[str]) -> dict[str, float]:
-    """How many images a round labelled, in all and of each class, for metrics.csv."""
+    """Number of images that a round labelled, in all and per class, for metrics.csv."""
     labels = pool.labels[pool.acquired_round == round_]
     counts = torch.bincount(labels, minlength=len(class_names)).tolist()
     by_class = {f"queried_{name}": count for name, count in zip(class_names, counts, strict=True)}

@@ -1,4 +1,4 @@
-"""Progress bars, on terminals only and from the first rank only."""
+"""Progress bars. Only the first rank shows them, and only on a terminal."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from training.scoring import Progress
 
 
 def progress_bar(ranks: Ranks) -> Progress:
-    """A bar around an iterable, with a title; it vanishes when the iterable ends."""
+    """A bar with a title around an iterable; it disappears when the iterable ends."""
 
     def bar(iterable: Iterable[Any], title: str) -> Iterable[Any]:
-        # None leaves it to tqdm, which writes to terminals only.
+        # With None, tqdm shows the bar on a terminal only.
         return tqdm(iterable, desc=title, leave=False, disable=True if ranks.rank else None)
 
     return bar
 
 
 class StepsBar:
-    """How far a round's training is."""
+    """Progress of the training in one round."""
 
     def __init__(self, ranks: Ranks) -> None:
         self._hidden = True if ranks.rank else None
         self._bar: tqdm[Any] | None = None
 
     def step(self, learner: ActiveLearner) -> None:
-        """One optimizer step was taken."""
+        """Count one optimizer step."""
         if self._bar is None:
             round_ = learner.pool.rounds - 1
             self._bar = tqdm(
@@ -43,7 +43,7 @@ class StepsBar:
         self._bar.update()
 
     def close(self) -> None:
-        """The round is over."""
+        """Remove the bar at the end of a round."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -1,4 +1,4 @@
-"""The log lines that open a run."""
+"""The log lines at the start of a run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger("active_learning")
 
 
 def log_start(learner: ActiveLearner, splits: Splits, val: int, test: int) -> None:
-    """Log data, budget, network, seed and settings; `val` and `test` images are evaluated."""
+    """Log data, budget, network, seed and settings; `val` and `test` count the evaluated images."""
     sizes = learner.query_sizes
     logger.info(
         "%s: %d training images of %d classes, %d of %d validation images, %d of %d test images; "

@@ -1,12 +1,12 @@
-"""How fast are training, scoring, selection and a whole round, and how near the device's limit?
+"""Measures the speed of training, scoring, selection and a whole round, and the device's limit.
 
     python -m benchmarks.speed                            # or: make bench
     python -m benchmarks.speed --only training scoring
-    python -m benchmarks.speed --table                    # the README's tables, from the CSV file
+    python -m benchmarks.speed --table                    # the tables of docs/speed.md
 
-Each figure stands beside that of a straightforward implementation of the same job
-(benchmarks/speed/baseline.py, naive.py), timed in turns with it on the same data: made-up
-images of PathMNIST's shape, or PathMNIST from --data-dir. Nothing is downloaded. Sections:
+The benchmark compares each figure with a straightforward implementation of the same job
+(benchmarks/speed/baseline.py, naive.py). Both are timed in turns on the same data: synthetic images
+of PathMNIST's shape, or PathMNIST from --data-dir. It downloads nothing. Sections:
 
     limit       rate of a large matrix product, in the package's and the baseline's precision
     training    images/s of optimizer steps
@@ -16,10 +16,10 @@ images of PathMNIST's shape, or PathMNIST from --data-dir. Nothing is downloaded
     memory      resident memory of model_def.py on a data set of PathMNIST's size (10 minutes on
                 two cores, nearly all of it scoring)
 
-Prints the rows, puts them into benchmarks/results/speed.csv in place of the same machine's older
-ones, and draws images/speed.png. Times are medians of several runs, with the extremes. Shares are
-of the limit in bfloat16 where the device has it in hardware, measured in the same run. Everything
-runs on the GPU where there is one.
+It prints the rows, writes them to benchmarks/results/speed.csv in place of older rows of the same
+machine, and draws images/speed.png. Times are medians of several runs, with the extremes. Shares
+are relative to the limit, measured in the same run; the limit is in bfloat16 if the hardware has
+it. Everything runs on the GPU if there is one.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ TINY = speed_network.Size(
     runs=1,
 )
 SELECTION_SIZES = [(n, d) for d in (512, 2_048) for n in (10_000, 30_000, 90_000)]
-# What makes the memory section's run a matter of seconds; its figure then says nothing.
+# Settings with which the memory section takes seconds; its figure is then meaningless.
 TINY_MEMORY = {
     "architecture": "small_cnn",
     "batch_size": 4,
@@ -89,7 +89,7 @@ TINY_MEMORY = {
 
 
 def sections(arguments: argparse.Namespace, device: torch.device) -> Iterator[list[Row]]:
-    """Rows of the sections asked for, as they are measured."""
+    """Measure the chosen sections; yields the rows of each measurement."""
     quick, wanted = arguments.quick, arguments.only
     size = TINY if quick else GPU if device.type == "cuda" else CPU
     compiled = not (quick or arguments.no_compile)
@@ -110,12 +110,16 @@ def sections(arguments: argparse.Namespace, device: torch.device) -> Iterator[li
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, or print what was measured."""
+    """Measure, or print the recorded rows with --table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=SECTIONS, default=SECTIONS)
-    parser.add_argument("--data-dir", type=Path, help="PathMNIST is taken from here, not made up")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--quick", action="store_true", help="tiny; shows that it runs, no more")
+    parser.add_argument(
+        "--data-dir", type=Path, help="read PathMNIST from here, not synthetic images"
+    )
+    parser.add_argument("--no-compile", action="store_true", help="skip torch.compile")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to test the benchmark itself"
+    )
     parser.add_argument("--table", action="store_true", help="print the CSV file as Markdown")
     parser.add_argument("--csv", type=Path, default=ROOT / "benchmarks" / "results" / "speed.csv")
     parser.add_argument("--plot", type=Path, default=ROOT / "images" / "speed.png")

@@ -1,8 +1,9 @@
-"""The straightforward way to do the package's job, for `benchmarks.speed` to compare with.
+"""The straightforward implementation with which `benchmarks.speed` compares the package.
 
-As in many a published program: float32, contiguous memory, each image opened with PIL and augmented
-on its own in a DataLoader's worker processes, T passes of the whole network for T Monte Carlo
-samples, and a query strategy that loops over its picks. The network and the loss are the same.
+It works like many published programs. It computes in float32 with contiguous memory. DataLoader
+workers open and augment each image on its own with PIL. T Monte Carlo samples take T passes of the
+whole network, and the query strategy loops over its picks. The network and the loss are those of
+the package.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from training.metrics import classification_metrics
 
 
 class StainJitter:
-    """Amounts of the three stains varied, on one image: float32 [3, H, W] in [0, 1]."""
+    """Randomly varies the amounts of three stains in an image: float32 [3, H, W] in [0, 1]."""
 
     def __init__(self, strength: float) -> None:
         self.strength = strength
@@ -36,7 +37,7 @@ class StainJitter:
         self.to_rgb = densities / np.linalg.norm(densities, axis=1, keepdims=True)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The image, varied."""
+        """The image with varied stains."""
         density = -np.log(image.permute(1, 2, 0).numpy().clip(1 / 255, 1)).reshape(-1, 3)
         stains = density @ np.linalg.inv(self.to_rgb)
         stains *= np.random.uniform(1 - self.strength, 1 + self.strength, 3)
@@ -46,16 +47,16 @@ class StainJitter:
 
 
 class QuarterTurn:
-    """An image as it is or turned by 90 degrees, at random."""
+    """Randomly turns an image by 90 degrees or leaves it unchanged."""
 
     def __call__(self, image: Image.Image) -> Image.Image:
-        """The image, or the turned one."""
+        """The image, turned or unchanged."""
         turned = torch.rand(()) < 0.5
         return image.transpose(Image.Transpose.ROTATE_90) if turned else image
 
 
 class PILDataset(Dataset[Any]):
-    """Images as PIL has them, through torchvision's transforms, one by one."""
+    """PIL images, transformed one by one by torchvision."""
 
     def __init__(self, store: ImageStore, indices: Tensor, transform: Any) -> None:
         self.images = store.images.permute(0, 2, 3, 1).cpu().numpy()
@@ -72,13 +73,13 @@ class PILDataset(Dataset[Any]):
 
 
 class Baseline:
-    """Query, training and evaluation on colour images, written the straightforward way.
+    """Query, training and evaluation on colour images, in a straightforward implementation.
 
     Args:
-        hp: architecture, batch size, augmentation, rates and passes are taken from it.
+        hp: gives architecture, batch size, augmentation, rates and passes.
         train: the pool.
-        device: to compute on.
-        workers: processes that each DataLoader starts; None: as many as cores, 8 at most.
+        device: the device that computes.
+        workers: processes of each DataLoader; None means one per core, at most 8.
     """
 
     def __init__(
@@ -103,8 +104,8 @@ class Baseline:
             transforms.ColorJitter(*[hp.colour_jitter] * 3),
         ]
         stain = [StainJitter(hp.stain_jitter)]
-        self.as_is = transforms.Compose(to_tensor + normalise)
-        self.varied = transforms.Compose(augmented + to_tensor + stain + normalise)
+        self.plain_transform = transforms.Compose(to_tensor + normalise)
+        self.augmenting_transform = transforms.Compose(augmented + to_tensor + stain + normalise)
         network = SplitNetwork(
             hp.architecture, train.num_classes, 3, torch.Generator().manual_seed(0)
         )
@@ -118,7 +119,7 @@ class Baseline:
         self, store: ImageStore, indices: Tensor, training: bool
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images and labels of a store, batch by batch, on the device."""
-        transform = self.varied if training else self.as_is
+        transform = self.augmenting_transform if training else self.plain_transform
         loader = DataLoader(
             PILDataset(store, indices, transform),
             batch_size=self.hp.batch_size,
@@ -130,7 +131,7 @@ class Baseline:
             yield images.to(self.device), labels.to(self.device)
 
     def training_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of the labelled images, without end."""
+        """Endless batches of the labelled images."""
         while True:
             yield from self.batches(self.train_store, self.labelled, training=True)
 
@@ -165,7 +166,7 @@ class Baseline:
         return torch.cat(probabilities, 1), torch.cat(embeddings)
 
     def query(self, candidates: Tensor, k: int) -> Tensor:
-        """Label k of the candidates: uncertain and far apart, as uncertainty_diversity has it."""
+        """Label k uncertain and diverse candidates, chosen as by uncertainty_diversity."""
         probabilities, embeddings = self.score(candidates, self.hp.uncertainty_passes)
         mean = probabilities.mean(0)
         entropy = -(mean * mean.clamp_min(1e-12).log()).sum(1)

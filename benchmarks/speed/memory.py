@@ -1,4 +1,4 @@
-"""Resident memory of a real run on a data set of PathMNIST's size, made up."""
+"""Resident memory of a real run on a synthetic data set of PathMNIST's size."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ SETTINGS = {
 
 
 def memory(shrink: int, settings: dict[str, object], device: torch.device) -> Iterator[list[Row]]:
-    """Peak of two rounds of model_def.py: the second scores all and labels 4,430.
+    """Peak memory of two rounds of model_def.py. The second scores all images and labels 4,430.
 
     Args:
-        shrink: splits are that many times smaller than PathMNIST's.
-        settings: hyperparameters besides those of configs/const.yaml and `SETTINGS`.
+        shrink: factor by which the splits are smaller than PathMNIST's.
+        settings: hyperparameters in addition to configs/const.yaml and `SETTINGS`.
     """
     with tempfile.TemporaryDirectory(prefix="speed_memory_") as name:
         folder = Path(name)

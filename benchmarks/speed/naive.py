@@ -1,7 +1,7 @@
-"""Query strategies as they are mostly written: a loop over the picks, in NumPy float32.
+"""Query strategies as they are usually written: a loop over the picks, in NumPy float32.
 
-Each takes all points in each pick. `benchmarks.speed` times a few picks of a large query and
-multiplies, since a whole one would take up to an hour.
+Each pick visits all points. `benchmarks.speed` times a few picks of a large query and extrapolates,
+because the whole query would take up to an hour.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Floats = NDArray[np.float32]
 
 
 def k_center(points: Floats, picks: int) -> NDArray[np.int64]:
-    """Greedy farthest-first: all distances to the new centre in each pick."""
+    """Greedy farthest-first; each pick computes all distances to the new centre."""
     picked = [0]
     nearest = np.full(len(points), np.inf, np.float32)
     for _ in range(picks):
@@ -25,7 +25,7 @@ def k_center(points: Floats, picks: int) -> NDArray[np.int64]:
 
 
 def weighted_d2_sampling(points: Floats, weights: Floats, picks: int) -> NDArray[np.int64]:
-    """k-means++ seeding, one pass over the points per pick; weights all 1 are the plain one."""
+    """Weighted k-means++ seeding with one pass over the points per pick."""
     generator = np.random.default_rng(0)
     picked = [int(weights.argmax())]
     nearest = np.full(len(points), np.inf, np.float32)
@@ -39,7 +39,7 @@ def weighted_d2_sampling(points: Floats, weights: Floats, picks: int) -> NDArray
 
 
 def gradient_embeddings(embeddings: Floats, probabilities: Floats) -> Floats:
-    """BADGE's [n, C * D] matrix, written out."""
+    """The full gradient embeddings [n, C * D] of BADGE."""
     residual = probabilities.copy()
     residual[np.arange(len(residual)), probabilities.argmax(axis=1)] -= 1
     product: Any = residual[:, :, None] * embeddings[:, None, :]
@@ -47,6 +47,6 @@ def gradient_embeddings(embeddings: Floats, probabilities: Floats) -> Floats:
 
 
 def lloyd_assignment(points: Floats, centres: Floats) -> NDArray[np.int64]:
-    """The nearest of `centres` to each point: nearly all of what a round of k-means takes."""
+    """The nearest of `centres` to each point, which is nearly all the work of a k-means round."""
     scores: Any = points @ centres.T - (centres**2).sum(axis=1) / 2
     return np.asarray(scores.argmax(axis=1))

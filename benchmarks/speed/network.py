@@ -1,4 +1,4 @@
-"""Training, scoring and a whole round, the package against the baseline, for `benchmarks.speed`."""
+"""Times training, scoring and a whole round of the package and the baseline."""
 
 from __future__ import annotations
 
@@ -24,28 +24,28 @@ from training.oracle import SimulatedOracle
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "const.yaml"
 PASSES = 6  # of MC dropout
 CLASSES = 9
-# A round of configs/const.yaml on PathMNIST, which a benchmark's round is a part of.
+# The sizes of a round of configs/const.yaml on PathMNIST.
 POOL, STEPS, EVALUATED, QUERY = 89_996, 400, 10_004 + 7_180, 200
 
 
 @dataclass(frozen=True)
 class Size:
-    """How much each measurement does; one that takes a few seconds is steady enough."""
+    """The amount of work in each measurement; a few seconds give a stable figure."""
 
     architecture: str
     image_size: int
     batch: int
-    steps: int  # timed at a time, of the package's training
+    steps: int  # optimizer steps of the package per measurement
     baseline_steps: int
     scored: int  # candidates
     baseline_scored: int
-    round_part: int  # a round is one so manieth of PathMNIST's
-    product: int  # width of the matrices of the limit's product
+    round_part: int  # a measured round has 1/round_part of the work of a round on PathMNIST
+    product: int  # width of the matrices whose product gives the limit
     runs: int
 
 
 class Limit:
-    """What the device can multiply, and what the network asks for."""
+    """Operations that the device can do per second, and that the network needs per image."""
 
     def __init__(self, learner: ActiveLearner, size: Size, device: torch.device) -> None:
         self.dtype = fast_dtype(device)
@@ -63,14 +63,16 @@ class Limit:
 
 
 def limit(train: ImageStore, size: Size, device: torch.device) -> list[Row]:
-    """What the device can multiply, as rows."""
-    found = Limit(_learner(_hyperparameters(size, size.batch, len(train)), train), size, device)
-    rates = {found.dtype: found.rate}
-    if found.dtype != torch.float32:  # what the baselines compute in
+    """The rows of the device's limit."""
+    device_limit = Limit(
+        _learner(_hyperparameters(size, size.batch, len(train)), train), size, device
+    )
+    rates = {device_limit.dtype: device_limit.rate}
+    if device_limit.dtype != torch.float32:  # the precision of the baselines
         rates[torch.float32] = product_rate(torch.float32, size.product, device)
     note = (
-        f"{size.architecture} needs {found.scoring / 1e9:.3f} GFLOP an image to score "
-        f"and {found.training / 1e9:.3f} to train"
+        f"{size.architecture} needs {device_limit.scoring / 1e9:.3f} GFLOP an image to score "
+        f"and {device_limit.training / 1e9:.3f} to train"
     )
     rows = []
     for dtype, rate in rates.items():
@@ -81,11 +83,12 @@ def limit(train: ImageStore, size: Size, device: torch.device) -> list[Row]:
 
 
 def store(data_dir: Path | None, size: Size, device: torch.device) -> ImageStore:
-    """PathMNIST's training images from `data_dir`, or made-up ones, at random, without it."""
+    """PathMNIST's training images from `data_dir`, or random images if it is None."""
     hp = _hyperparameters(size, size.batch, size.batch)
     if data_dir is not None:
         return load_data(hp, data_dir).train.to(device)
-    count = max(size.scored, POOL // size.round_part) + 8 * size.batch  # some get labelled
+    # The extra images leave room for labelled ones.
+    count = max(size.scored, POOL // size.round_part) + 8 * size.batch
     generator = torch.Generator().manual_seed(0)
     shape = (count, 3, size.image_size, size.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -120,15 +123,15 @@ def _query(learner: ActiveLearner) -> None:
 def training(
     train: ImageStore, size: Size, device: torch.device, compiled: bool
 ) -> Iterator[list[Row]]:
-    """Images/s of optimizer steps; the package eager and, if wanted, compiled."""
+    """Images/s of optimizer steps of the package: eager and, if `compiled`, compiled."""
     labelled = 4 * size.batch
     eager = _learner(_hyperparameters(size, labelled, len(train), batches_per_round=100_000), train)
     baseline = Baseline(eager.hp, train, device)
-    most = Limit(eager, size, device)
+    device_limit = Limit(eager, size, device)
     batches = baseline.training_batches()
     _query(eager)
     eager.train_step()
-    baseline.train(batches, 1)  # workers are up, memory is laid out
+    baseline.train(batches, 1)  # starts the workers and allocates memory
 
     def steps(learner: ActiveLearner) -> Callable[[], None]:
         def work() -> None:
@@ -152,19 +155,19 @@ def training(
         warm_up = seconds(fast.train_step, device)
         fast.train_step()
         works["compiled"] = steps(fast)
-    taken = in_turns(works, size.runs, device)
-    baseline_rate = taken["baseline"].per(size.baseline_steps * size.batch)
+    times = in_turns(works, size.runs, device)
+    baseline_rate = times["baseline"].per(size.baseline_steps * size.batch)
     images = size.steps * size.batch
-    rates = {name: taken[name].per(images) for name in works if name != "baseline"}
+    rates = {name: times[name].per(images) for name in works if name != "baseline"}
     rows = []
     for name, rate in rates.items():
         note = f"{size.architecture}, batch {size.batch}"
         if name == "compiled":
-            won = 1 / rates["eager"].median - 1 / rate.median
+            saved = 1 / rates["eager"].median - 1 / rate.median
             note += f"; warm-up {warm_up:.0f} s, " + (
-                f"won back after {warm_up / won:,.0f} images" if won > 0 else "never won back"
+                f"won back after {warm_up / saved:,.0f} images" if saved > 0 else "never won back"
             )
-        share = rate.median * most.training / most.rate
+        share = rate.median * device_limit.training / device_limit.rate
         rows.append(Row("training", name, "images/s", rate, baseline_rate, share, note))
     yield rows
 
@@ -172,7 +175,7 @@ def training(
 def scoring(
     train: ImageStore, size: Size, device: torch.device, compiled: bool
 ) -> Iterator[list[Row]]:
-    """Candidates/s of a query by BALD: a sweep over the pool, and a sort."""
+    """Candidates/s of a query by BALD, which is a sweep over the pool and a sort."""
     baseline = Baseline(_hyperparameters(size, size.batch, len(train)), train, device)
     learners = {}
     for name in ("eager", "compiled") if compiled else ("eager",):
@@ -186,11 +189,11 @@ def scoring(
             compile=name == "compiled",
         )
         learners[name] = _learner(hp, train)
-    most = Limit(learners["eager"], size, device)
+    device_limit = Limit(learners["eager"], size, device)
     candidates = torch.arange(size.baseline_scored)
 
     def query(learner: ActiveLearner) -> None:
-        learner.step = learner.pool.rounds  # the next round, without training for it
+        learner.step = learner.pool.rounds  # moves on to the next round without training
         _query(learner)
 
     notes = {name: f"T = {PASSES}" for name in learners}
@@ -204,18 +207,18 @@ def scoring(
         for name, learner in learners.items()
     }
     works["baseline"] = lambda: baseline.score(candidates, PASSES)
-    taken = in_turns(works, size.runs, device)
-    baseline_rate = taken["baseline"].per(size.baseline_scored)
+    times = in_turns(works, size.runs, device)
+    baseline_rate = times["baseline"].per(size.baseline_scored)
     rows = []
     for name in learners:
-        rate = taken[name].per(size.scored)
-        share = rate.median * most.scoring / most.rate
+        rate = times[name].per(size.scored)
+        share = rate.median * device_limit.scoring / device_limit.rate
         rows.append(Row("scoring", name, "candidates/s", rate, baseline_rate, share, notes[name]))
     yield rows
 
 
 def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator[list[Row]]:
-    """Seconds of a round, query to evaluation, as one part of PathMNIST's with const.yaml."""
+    """Seconds of a round, from query to evaluation, with 1/round_part of PathMNIST's work."""
     pool, steps, picks = (max(1, n // size.round_part) for n in (POOL, STEPS, QUERY))
     hp = _hyperparameters(
         size,
@@ -246,9 +249,9 @@ def whole_round(train: ImageStore, size: Size, device: torch.device) -> Iterator
         baseline.train(baseline.training_batches(), steps)
         baseline.evaluate(part)
 
-    taken = in_turns({"package": package_round, "baseline": baseline_round}, size.runs, device)
+    times = in_turns({"package": package_round, "baseline": baseline_round}, size.runs, device)
     note = (
         f"1/{size.round_part} of PathMNIST's: {pool} candidates (T = {PASSES}), {picks} picks, "
         f"{steps} steps of {size.batch}, {len(part)} images evaluated"
     )
-    yield [Row("round", "eager", "s", taken["package"], taken["baseline"], None, note)]
+    yield [Row("round", "eager", "s", times["package"], times["baseline"], None, note)]

@@ -1,4 +1,4 @@
-"""Rows of the speed table: kept in a CSV file, printed as a README's table, drawn as a plot."""
+"""The rows of the speed table: stores them as CSV, and shows them as Markdown and as a plot."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ COLUMNS = (
     *("baseline_median", "baseline_low", "baseline_high", "baseline_runs"),
     *("ratio", "share_of_limit", "note", "versions"),
 )
-# Of these units more is better.
+# Units for which a larger value is better.
 RATES = ("images/s", "candidates/s", "TFLOP/s")
 MARKS = "os^Dvx"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured thing: the package's figure, and the baseline's in the same unit, if any.
+    """One measurement: the package's figure and, if there is one, the baseline's in the same unit.
 
-    share_of_limit: of what the device's matrix products allow, 0 to 1.
+    share_of_limit: rate relative to the device's matrix product, 0 to 1.
     """
 
     section: str
@@ -48,24 +48,24 @@ class Row:
         return more if self.unit in RATES else 1 / more
 
     def record(self, machine: str, versions: str) -> dict[str, str]:
-        """The row as the CSV file has it."""
-        found = dict.fromkeys(COLUMNS, "")
-        found |= {"machine": machine, "versions": versions, "section": self.section}
-        found |= {"item": self.item, "unit": self.unit, "note": self.note}
+        """The row as a record of the CSV file."""
+        values = dict.fromkeys(COLUMNS, "")
+        values |= {"machine": machine, "versions": versions, "section": self.section}
+        values |= {"item": self.item, "unit": self.unit, "note": self.note}
         for prefix, spread in (("", self.package), ("baseline_", self.baseline)):
             if spread is not None:
                 for name in ("median", "low", "high"):
-                    found[prefix + name] = f"{getattr(spread, name):.6g}"
-                found[prefix + "runs"] = str(spread.runs)
+                    values[prefix + name] = f"{getattr(spread, name):.6g}"
+                values[prefix + "runs"] = str(spread.runs)
         if self.ratio is not None:
-            found["ratio"] = f"{self.ratio:.4g}"
+            values["ratio"] = f"{self.ratio:.4g}"
         if self.share_of_limit is not None:
-            found["share_of_limit"] = f"{self.share_of_limit:.4g}"
-        return found
+            values["share_of_limit"] = f"{self.share_of_limit:.4g}"
+        return values
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The records in a CSV file; none where there is no file."""
+    """The records in a CSV file; an empty list if it does not exist."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -73,10 +73,10 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def merge(path: Path, fresh: Sequence[dict[str, str]]) -> list[dict[str, str]]:
-    """Put `fresh` into the file in place of the same machine's same sections; all records."""
+    """Replace a machine's sections in the file by those in `fresh`; returns all records."""
     replaced = {(record["machine"], record["section"]) for record in fresh}
     kept = [r for r in read(path) if (r["machine"], r["section"]) not in replaced]
-    # By machine; within one, the order in which sections came.
+    # Sorted by machine; a machine's sections keep their order.
     machines = list(dict.fromkeys(record["machine"] for record in [*kept, *fresh]))
     records = [r for name in machines for r in [*kept, *fresh] if r["machine"] == name]
     rows = [[record[column] for column in COLUMNS] for record in records]
@@ -85,7 +85,7 @@ def merge(path: Path, fresh: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 
 
 def table(records: Iterable[dict[str, str]]) -> str:
-    """Records as a Markdown table for each machine."""
+    """The records as Markdown, one table per machine."""
     lines: list[str] = []
     machine = ""
     for record in records:
@@ -103,9 +103,9 @@ def table(records: Iterable[dict[str, str]]) -> str:
 
 
 def selection_table(records: Sequence[dict[str, str]]) -> str:
-    """Rows of section "selection", of one machine, as Markdown: a line per strategy, its sizes.
+    """One machine's section "selection" as Markdown: a line per strategy, a column per size.
 
-    Cells are seconds and, in brackets, how many times less than the baseline's they are; the last
+    Cells hold the seconds and, in brackets, the ratio of the baseline's seconds to them. The last
     column is the note of the last size.
     """
     sizes: dict[str, None] = {}
@@ -126,7 +126,7 @@ def selection_table(records: Sequence[dict[str, str]]) -> str:
 
 
 def tables(records: Sequence[dict[str, str]]) -> str:
-    """All records as the README has them: two tables for each machine."""
+    """All records as in docs/speed.md: two tables per machine."""
     parts = []
     for machine in dict.fromkeys(record["machine"] for record in records):
         own = [record for record in records if record["machine"] == machine]
@@ -138,14 +138,14 @@ def tables(records: Sequence[dict[str, str]]) -> str:
 
 
 def _strategy_and_size(record: dict[str, str]) -> tuple[str, str]:
-    """Of a row of section "selection": "k_center" and "90,000 x 2,048"."""
-    found = re.fullmatch(r"(.+?),? ([\d,]+ x [\d,]+), [\d,]+ picks", record["item"])
-    assert found is not None, record["item"]
-    return found[1], found[2]
+    """Strategy and size of a selection record, such as "k_center" and "90,000 x 2,048"."""
+    match = re.fullmatch(r"(.+?),? ([\d,]+ x [\d,]+), [\d,]+ picks", record["item"])
+    assert match is not None, record["item"]
+    return match[1], match[2]
 
 
 def _shown(record: dict[str, str], prefix: str) -> str:
-    """The median, with the extremes where there are any: "51.2 (50.8-51.9)"."""
+    """The median, with the extremes if there are several runs: "51.2 (50.8-51.9)"."""
     if not record[f"{prefix}median"]:
         return ""
     median, low, high = (_number(record[prefix + name]) for name in ("median", "low", "high"))
@@ -158,10 +158,10 @@ def _number(text: str) -> str:
 
 
 def plot(records: Sequence[dict[str, str]], machine: str) -> bytes:
-    """How many times faster than the baseline, and how selection grows, as a PNG.
+    """Draw one machine's speed relative to the baseline, and its seconds of selection, as a PNG.
 
-    Of one machine: a bar for each row that has a baseline, of selection for the last size alone;
-    and a line per strategy and dimension, its seconds against the number of candidates.
+    The left side has a bar for each row with a baseline; of selection it shows only the last size.
+    The right side has a line per strategy and dimension: seconds against number of candidates.
     """
     own = [record for record in records if record["machine"] == machine and record["ratio"]]
     bars = [record for record in own if record["section"] != "selection"]

@@ -1,7 +1,7 @@
-"""Seconds that query strategies take to choose, against loops over the picks.
+"""Times query strategies against loops over the picks.
 
-Embeddings and probabilities are made up as in `benchmarks.strategy_cost`, which measures all
-strategies, one by one, in processes of their own.
+Embeddings and probabilities are synthetic, as in `benchmarks.strategy_cost`, which measures every
+strategy in its own process.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from query_strategies.geometry import Points, nearest_squared_distance
 
 PREFILTER = 10
 SHARE_PICKED = 4_430 / 90_000
-TIMED_PICKS = 5  # of the baselines; the rest are all alike
+TIMED_PICKS = 5  # of the baselines; all picks take the same time
 LLOYD_ROWS = 2_000
-LLOYD_ROUNDS = 10  # the baseline's; the package goes on until no point changes its cluster
+LLOYD_ROUNDS = 10  # of the baseline; the package continues until no point changes its cluster
 BADGE_ROWS = 4_000
 STRATEGIES = ("k_center", "k_center_projected", "k_means", "uncertainty_diversity", "badge")
 
 
 def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> Iterator[list[Row]]:
-    """Rows for each of `sizes`, pairs of candidates and dimension, in turn."""
+    """Measure each of `sizes`, pairs of candidates and dimensions; yields the rows of each."""
     for n, dimension in sizes:
-        # Nothing is labelled yet: the loops that are compared with know no labelled images.
+        # No labelled images, because the baseline's loops do not support them.
         scores = replace(made_up_scores(n, str(device), dimension), labelled_embeddings=None)
         picks = max(1, round(SHARE_PICKED * n))
         naive = _naive_costs(scores, picks)
         label = f"{n:,} x {dimension:,}, {picks:,} picks"
         rows, chosen = [], {}
         for name, work in _works(scores, picks).items():
-            taken, memory, chosen[name] = _measured(work, runs, device)
+            times, memory, chosen[name] = _measured(work, runs, device)
             baseline = naive[name]
-            cost = taken.median / (n * picks * dimension)
+            cost = times.median / (n * picks * dimension)
             note = (
                 f"{cost * 1e12:.3g} ps per n k D; {memory / 1e9:.2f} GB at its peak "
                 f"(baseline {baseline.memory / 1e9:.2f}); {baseline.how}"
@@ -52,7 +52,7 @@ def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> 
                     "selection",
                     f"{name} {label}",
                     "s",
-                    taken,
+                    times,
                     Spread.of([baseline.seconds]),
                     None,
                     note,
@@ -70,21 +70,21 @@ def selection(sizes: list[tuple[int, int]], runs: int, device: torch.device) -> 
 def _measured(
     work: Callable[[], Tensor], runs: int, device: torch.device
 ) -> tuple[Spread, float, Tensor]:
-    """Seconds of `work`, its peak of bytes (0 where unknown), and what it returned last."""
-    taken: list[float] = []
+    """Seconds of `work`, its peak memory in bytes (0 if unknown), and its last result."""
+    times: list[float] = []
     result: list[Tensor] = []
     peaks = []
     for _ in range(runs):
         peaks.append(
             peak_memory(
-                lambda: taken.append(seconds(lambda: result.append(work()), device)), device
+                lambda: times.append(seconds(lambda: result.append(work()), device)), device
             )
         )
-    return Spread.of(taken), max(peak or 0 for peak in peaks), result[-1]
+    return Spread.of(times), max(peak or 0 for peak in peaks), result[-1]
 
 
 def _works(scores: PoolScores, picks: int) -> dict[str, Callable[[], Tensor]]:
-    """What is timed: positions of the picks, int64."""
+    """The functions to time, which return the positions of the picks, int64."""
     device = scores.candidates.device
     assert scores.embeddings is not None
     embeddings = scores.embeddings
@@ -105,9 +105,9 @@ def _works(scores: PoolScores, picks: int) -> dict[str, Callable[[], Tensor]]:
 
 @dataclass(frozen=True)
 class _Cost:
-    """What a baseline takes for all picks, and from what part of its work that is reckoned.
+    """The extrapolated cost of a baseline for all picks, and the part of its work that was timed.
 
-    memory: bytes at the peak, beyond the points.
+    memory: peak in bytes, without the points.
     """
 
     seconds: float
@@ -116,7 +116,7 @@ class _Cost:
 
 
 def _naive_costs(scores: PoolScores, picks: int) -> dict[str, _Cost]:
-    """Each baseline's, on the CPU."""
+    """The cost of each baseline on the CPU."""
     cpu = torch.device("cpu")
     assert scores.embeddings is not None
     assert scores.probabilities is not None
@@ -125,23 +125,23 @@ def _naive_costs(scores: PoolScores, picks: int) -> dict[str, _Cost]:
     n, timed = len(points), min(TIMED_PICKS, picks)
     ones = np.ones(n, np.float32)
 
-    def reckoned(work: Callable[[], object], factor: float, larger: float, how: str) -> _Cost:
-        """`work` times `factor`; its memory times `larger`."""
-        memory = peak_memory(work, cpu) or 0  # the first time, which also warms up
+    def extrapolated(work: Callable[[], object], factor: float, larger: float, how: str) -> _Cost:
+        """The time of `work` times `factor`, and its memory times `larger`."""
+        memory = peak_memory(work, cpu) or 0  # the first call, which also warms up
         return _Cost(seconds(work, cpu) * factor, memory * larger, how)
 
     def per_pick(work: Callable[[], object], larger: float = 1) -> _Cost:
         how = f"baseline reckoned from {timed} picks"
         how += f" among {n / larger:,.0f} rows" if larger > 1 else ""
-        return reckoned(work, picks / timed * larger, larger, how)
+        return extrapolated(work, picks / timed * larger, larger, how)
 
-    # The first of these picks takes no distances, so there is one more.
+    # The first pick computes no distances, so one more pick is timed.
     greedy = per_pick(lambda: speed_naive.k_center(points, timed))
     seeding = per_pick(lambda: speed_naive.weighted_d2_sampling(points, ones, 1 + timed))
     some = points[: min(n, PREFILTER * picks)]
     hybrid = per_pick(lambda: speed_naive.weighted_d2_sampling(some, ones[: len(some)], 1 + timed))
     rows = min(n, LLOYD_ROWS)
-    lloyd = reckoned(
+    lloyd = extrapolated(
         lambda: speed_naive.lloyd_assignment(points[:rows], points[:picks]),
         n / rows * LLOYD_ROUNDS,
         n / rows,
@@ -149,7 +149,7 @@ def _naive_costs(scores: PoolScores, picks: int) -> dict[str, _Cost]:
     )
     some_rows = min(n, BADGE_ROWS)
     part = (points[:some_rows], mean[:some_rows])
-    written_out = reckoned(
+    written_out = extrapolated(
         lambda: speed_naive.gradient_embeddings(*part), n / some_rows, n / some_rows, ""
     )
     gradients = speed_naive.gradient_embeddings(*part)
@@ -172,7 +172,7 @@ def _naive_costs(scores: PoolScores, picks: int) -> dict[str, _Cost]:
 
 
 def _radius(scores: PoolScores, chosen: Tensor) -> float:
-    """The largest distance of a candidate to the nearest chosen one."""
+    """The largest distance from a candidate to its nearest chosen candidate."""
     assert scores.embeddings is not None
     points = Points.of(scores.embeddings)
     centres = points.beside(scores.embeddings[chosen])

@@ -1,4 +1,4 @@
-"""Clocks, memory and the device's limit, for `benchmarks.speed`."""
+"""Measures times, memory and the device's limit for `benchmarks.speed`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Spread:
-    """Several measurements of one thing."""
+    """Median and extremes of several measurements."""
 
     median: float
     low: float
@@ -38,16 +38,16 @@ class Spread:
         return Spread(statistics.median(values), min(values), max(values), len(values))
 
     def per(self, amount: float) -> Spread:
-        """`amount` over each, as for a rate out of seconds; the extremes change places."""
+        """`amount` divided by each, to turn seconds into a rate; the extremes swap."""
         return Spread(amount / self.median, amount / self.high, amount / self.low, self.runs)
 
     def times(self, factor: float) -> Spread:
-        """Each times `factor`."""
+        """Each value multiplied by `factor`."""
         return Spread(self.median * factor, self.low * factor, self.high * factor, self.runs)
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long `work` takes, until the device has done all of it."""
+    """Seconds that `work` takes until the device has finished."""
     synchronise(device)
     started = time.perf_counter()
     work()
@@ -58,19 +58,19 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def in_turns(
     works: dict[str, Callable[[], object]], runs: int, device: torch.device
 ) -> dict[str, Spread]:
-    """Seconds of each of `works`, `runs` times, one after another in turns.
+    """Time all of `works` in turns, `runs` times each; returns their seconds.
 
-    Whatever else the machine does then falls on all of them alike.
+    Other load on the machine then affects all of them equally.
     """
-    taken: dict[str, list[float]] = {name: [] for name in works}
+    times_by_name: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(runs):
         for name, work in works.items():
-            taken[name].append(seconds(work, device))
-    return {name: Spread.of(values) for name, values in taken.items()}
+            times_by_name[name].append(seconds(work, device))
+    return {name: Spread.of(values) for name, values in times_by_name.items()}
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until `device` has nothing left to do."""
+    """Wait until `device` has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -88,9 +88,9 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float | None:
-    """Bytes that `work` needs at its peak, above what is held before; None where unknown.
+    """Peak bytes of `work` above the memory in use before; None if unknown.
 
-    On a GPU its allocator's count, on Linux the process's resident memory.
+    On a GPU this is the allocator's count, on Linux the process's resident memory.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -99,7 +99,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float | Non
         return torch.cuda.max_memory_allocated(device) - before
     give_back_memory()
     try:
-        CLEAR_REFS.write_text("5", encoding="ascii")  # the peak starts anew from here
+        CLEAR_REFS.write_text("5", encoding="ascii")  # resets the peak
     except OSError:
         work()
         return None
@@ -109,7 +109,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float | Non
 
 
 def give_back_memory() -> None:
-    """Have glibc return what was freed, or work that takes it again would seem to need none."""
+    """Make glibc return freed memory; work that reuses it would seem to need none."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
@@ -122,10 +122,10 @@ def _status(name: str) -> int:
 
 
 def run_with_peak(command: Sequence[str | Path]) -> int:
-    """Run `command` to its end; bytes of resident memory that it held at most.
+    """Run `command` to its end; returns its peak resident memory in bytes.
 
     Raises:
-        RuntimeError: it failed, with what it printed.
+        RuntimeError: the command failed; the message holds its output.
     """
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
@@ -139,7 +139,7 @@ def run_with_peak(command: Sequence[str | Path]) -> int:
 
 
 def machine(device: torch.device) -> str:
-    """The device in words: its name, and of a CPU the threads in use and its bfloat16."""
+    """The device's name; for a CPU also its threads in use and whether it has bfloat16."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = platform.processor() or platform.machine()
@@ -153,5 +153,5 @@ def machine(device: torch.device) -> str:
 
 
 def versions() -> str:
-    """Python's and torch's."""
+    """The versions of Python and torch, as text."""
     return f"Python {platform.python_version()}, torch {torch.__version__}"

@@ -1,12 +1,13 @@
-"""Does a run that is killed again and again end as one that never was?
+"""Checks that a run which is killed again and again ends like a run that is never killed.
 
     python -m tests.reliability.kill_test --kills 50 --seed 0
 
-Runs the digits, small, once undisturbed; then again, killed (SIGKILL) at random moments and gone
-on with by --resume until it ends, and so on until there have been enough kills. Images queried,
-metrics and the last checkpoint, weights and optimizer, are compared to the last bit. Prints how
-many kills were survived and what they cut off; the exit status is 1 where anything differs. (Python
-may note at the end that locks were left behind: they are those of the killed.)
+Trains a small network on the digits once without interruption. Then it trains the same run again,
+kills it (SIGKILL) at random moments and resumes it with --resume until it ends. It repeats this
+with new runs until the number of kills is reached. Each run is compared with the first to the last
+bit: queried images, metrics, and the weights and optimizer state of the last checkpoint. The script
+prints the number of kills and what they interrupted. The exit status is 1 if anything differs.
+(Python may report leaked locks at the end; they belong to the killed processes.)
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ SETTINGS = {
 }
 
 
-# What a process is doing from one of these calls on, until the next.
+# Class, method, the phase of the run from the method's entry on, and from its exit on.
 PHASES: tuple[tuple[type, str, str, str], ...] = (
     (ActiveLearner, "propose", "querying", "training"),
     (ActiveLearner, "predict", "evaluating", "evaluating"),
@@ -52,7 +53,7 @@ PHASES: tuple[tuple[type, str, str, str], ...] = (
 
 
 def note_phases(file: Path) -> None:
-    """Have this process write to `file` what it is doing, so that a kill's witness can tell."""
+    """Make this process write its phase to `file`, so that it is known what a kill interrupts."""
     note = functools.partial(file.write_text, encoding="utf-8")
     for owner, name, before, after in PHASES:
         setattr(owner, name, _noting(getattr(owner, name), before, after, note))
@@ -62,7 +63,7 @@ def note_phases(file: Path) -> None:
 def _noting(
     function: Callable[..., Any], before: str, after: str, note: Callable[[str], object]
 ) -> Callable[..., Any]:
-    """`function`, with `before` and `after` noted on entry and exit, unless they are empty."""
+    """Wrap `function` to note `before` on entry and `after` on exit, unless they are empty."""
 
     @functools.wraps(function)
     def noting(*arguments: Any, **options: Any) -> Any:
@@ -77,7 +78,7 @@ def _noting(
 
 
 def arguments_for(run: Path, rounds: int) -> list[str | Path]:
-    """What starts a new run in `run`."""
+    """The arguments of model_def.py that start a new run in `run`."""
     settings = {**SETTINGS, "rounds": rounds, "label_budget": 10 + 5 * (rounds - 1)}
     values = [f"hyperparameters.{name}={value}" for name, value in settings.items()]
     return ["--config", CONFIG, "--output-dir", run, "--set", *values]
@@ -87,7 +88,7 @@ def run_to_the_end(arguments: Sequence[str | Path], log: Path) -> None:
     """Run model_def.py with `arguments`.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: the exit status is not 0.
     """
     status = processes.wait(processes.start(arguments, log), seconds=3600)
     if status != 0:
@@ -95,7 +96,7 @@ def run_to_the_end(arguments: Sequence[str | Path], log: Path) -> None:
 
 
 def next_arguments(run: Path, rounds: int) -> list[str | Path]:
-    """What goes on with `run`, or starts it where a kill came before anything was written."""
+    """The arguments that resume `run`, or start it if it was killed before it wrote anything."""
     if (run / "config.yaml").exists():
         return ["--resume", run]
     shutil.rmtree(run, ignore_errors=True)
@@ -105,17 +106,17 @@ def next_arguments(run: Path, rounds: int) -> list[str | Path]:
 def kill_repeatedly(
     run: Path, rounds: int, kills: int, longest: float, generator: random.Random
 ) -> list[str]:
-    """Begin `run` and kill it until it ends, `kills` times at most; what each kill cut off.
+    """Start `run` and kill it until it ends, at most `kills` times; returns the phases killed.
 
     Args:
-        longest: seconds that a process may live.
+        longest: the maximum lifetime of a process, in seconds.
 
     Raises:
-        RuntimeError: a process ended by itself and not well.
+        RuntimeError: a process failed without being killed.
     """
     log, phase = run.parent / "log.txt", run.parent / "phase.txt"
-    cut_off: list[str] = []
-    while len(cut_off) < kills:
+    killed_phases: list[str] = []
+    while len(killed_phases) < kills:
         phase.write_text("starting", encoding="utf-8")
         process = processes.start(
             next_arguments(run, rounds), log, prepare=functools.partial(note_phases, phase)
@@ -127,19 +128,19 @@ def kill_repeatedly(
             break
         if status != -signal.SIGKILL:
             raise RuntimeError(f"{run} ended with status {status}\n{log.read_text()}")
-        cut_off.append(phase.read_text(encoding="utf-8") or "starting")
-        print(f"killed while {cut_off[-1]}: {progress(run)}", flush=True)
-    return cut_off
+        killed_phases.append(phase.read_text(encoding="utf-8") or "starting")
+        print(f"killed while {killed_phases[-1]}: {progress(run)}", flush=True)
+    return killed_phases
 
 
 def progress(run: Path) -> str:
-    """How far `run` has come, in words."""
+    """The name of `run` and its last finished round, as text."""
     rows = processes.read_rows(run / "metrics.csv")
     return f"{run.name}, round {len(rows)}" if rows else f"{run.name}, before the first round"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiment; the exit status."""
+    """Run the experiment; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -148,33 +149,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="kill_test_") as name:
         folder = Path(name)
         reference = folder / "reference"
-        # The first process waits for the imports, which must not count as time to be killed in.
+        # The first process waits for the imports, which must not count towards the measured time.
         run_to_the_end(arguments_for(folder / "warm_up", 1), folder / "log.txt")
         started = time.monotonic()
         run_to_the_end(arguments_for(reference, arguments.rounds), folder / "log.txt")
         seconds = time.monotonic() - started
         print(f"undisturbed: {arguments.rounds} rounds in {seconds:.1f} s", flush=True)
-        # Enough for starting and, in the mean, for a round or more.
+        # On average, this is enough to start and to finish a round or more.
         longest = 2.5 * seconds / arguments.rounds
         generator = random.Random(arguments.seed)
-        cut_off: list[str] = []
+        killed_phases: list[str] = []
         runs = 0
-        found = []
-        while len(cut_off) < arguments.kills:
+        different = []
+        while len(killed_phases) < arguments.kills:
             runs += 1
             run = folder / f"run {runs}"
-            left = arguments.kills - len(cut_off)
-            cut_off += kill_repeatedly(run, arguments.rounds, left, longest, generator)
+            remaining = arguments.kills - len(killed_phases)
+            killed_phases += kill_repeatedly(run, arguments.rounds, remaining, longest, generator)
             run_to_the_end(next_arguments(run, arguments.rounds), folder / "log.txt")
-            found += [f"{run.name}: {line}" for line in processes.differences(run, reference)]
+            different += [f"{run.name}: {line}" for line in processes.differences(run, reference)]
             shutil.rmtree(run)
-    for line in found:
+    for line in different:
         print(line)
-    for phase, count in Counter(cut_off).most_common():
+    for phase, count in Counter(killed_phases).most_common():
         print(f"{count} while {phase}")
-    verdict = "DIFFERENT" if found else "identical to the last bit"
-    print(f"{len(cut_off)} kills in {runs} runs: {verdict}")
-    return 1 if found else 0
+    verdict = "DIFFERENT" if different else "identical to the last bit"
+    print(f"{len(killed_phases)} kills in {runs} runs: {verdict}")
+    return 1 if different else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Runs of model_def.py as processes that can be killed, and what they leave behind, compared.
+"""Runs model_def.py in processes that can be killed, and compares the run folders they write.
 
-Used by `tests.reliability.kill_test` and by the tests. A server that has done the imports already
-forks them: they start in milliseconds where `python model_def.py` takes seconds.
+`tests.reliability.kill_test` and the tests use it. The processes are forked from a server that has
+already imported the packages. They start in milliseconds, while `python model_def.py` takes
+seconds.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _context.set_forkserver_preload(["cluster.entry", "local.run", "matplotlib.figur
 
 
 def warm_up() -> None:
-    """Have the imports done in the background, for processes to be started later."""
+    """Start the server, which imports the packages in the background."""
     forkserver.ensure_running()
 
 
@@ -40,11 +41,11 @@ def run_script(
     environment: Mapping[str, str],
     prepare: Callable[[], None] | None,
 ) -> None:
-    """Become `python model_def.py ARGUMENTS` with its output appended to `log`."""
+    """Turn this process into `python model_def.py ARGUMENTS`; its output is appended to `log`."""
     with log.open("ab") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    # Runs are compared bit by bit, which depends on the number of threads.
+    # Runs are compared bit by bit, and sums depend on the number of threads.
     os.environ.update({"OMP_NUM_THREADS": "1", **environment})
     torch.set_num_threads(1)
     if prepare is not None:
@@ -59,12 +60,12 @@ def start(
     environment: Mapping[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> ForkServerProcess:
-    """`python model_def.py ARGUMENTS` in a process of its own.
+    """Start `python model_def.py ARGUMENTS` in a new process.
 
     Args:
-        log: the file that its output is appended to.
-        environment: variables set for it, besides this process's own.
-        prepare: called in it first; a picklable function.
+        log: the file to which its output is appended.
+        environment: variables to set in addition to those of this process.
+        prepare: a picklable function that the new process calls first.
     """
     words = [str(argument) for argument in arguments]
     process = _context.Process(
@@ -75,10 +76,10 @@ def start(
 
 
 def wait(process: ForkServerProcess, seconds: float = 240) -> int:
-    """The exit status of `process`, -9 if it was killed.
+    """Wait for `process`; returns its exit status, which is -9 if it was killed.
 
     Raises:
-        TimeoutError: it still ran after `seconds`; it is killed then.
+        TimeoutError: the process did not end within `seconds`; it is then killed.
     """
     process.join(seconds)
     if process.exitcode is None:
@@ -89,7 +90,7 @@ def wait(process: ForkServerProcess, seconds: float = 240) -> int:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Rows of a CSV file; none where there is no file yet."""
+    """Rows of a CSV file; an empty list if the file does not exist yet."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
@@ -98,13 +99,13 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def last_state(run: Path) -> dict[str, Any]:
-    """Weights, optimizer and learner in the newest checkpoint of a run folder."""
+    """State of weights, optimizer and learner in the newest checkpoint of a run folder."""
     entries = json.loads((run / "checkpoints.json").read_text(encoding="utf-8"))
     return checkpoint_state(run / "checkpoints" / entries[-1]["uuid"])
 
 
 def checkpoint_state(checkpoint: Path) -> dict[str, Any]:
-    """Weights, optimizer and learner in a checkpoint's folder."""
+    """State of weights, optimizer and learner in a checkpoint folder."""
     content = json.loads((checkpoint / "run.json").read_text(encoding="utf-8"))
     files = {file.name: load_file(file) for file in sorted(checkpoint.glob("*.safetensors"))}
     return {**files, "learner": content["learner"], "progress": content["progress"]}
@@ -124,25 +125,25 @@ def same(one: Any, other: Any) -> bool:
 
 
 def differences(run: Path, reference: Path) -> list[str]:
-    """In what finished run folder `run` differs from `reference`, one line each.
+    """The differences between the finished run folders `run` and `reference`, one line each.
 
-    Time aside, nothing may: not the images queried, not a metric's last digit, not a weight.
+    Only measured times may differ: queried images, metrics and weights must be equal.
     """
-    found = []
+    lines = []
     if (run / "queries.csv").read_bytes() != (reference / "queries.csv").read_bytes():
-        found.append("queries.csv differs")
-    ours, theirs = read_rows(run / "metrics.csv"), read_rows(reference / "metrics.csv")
-    if len(ours) != len(theirs):
-        found.append(f"metrics.csv has {len(ours)} rounds, not {len(theirs)}")
-    for mine, yours in zip(ours, theirs, strict=False):
-        for name in {**mine, **yours}:
-            if name != "query_seconds" and mine.get(name) != yours.get(name):
-                found.append(
-                    f"metrics.csv, round {yours['round']}: {name} is {mine.get(name)}, "
-                    f"not {yours.get(name)}"
+        lines.append("queries.csv differs")
+    rows, expected_rows = (read_rows(folder / "metrics.csv") for folder in (run, reference))
+    if len(rows) != len(expected_rows):
+        lines.append(f"metrics.csv has {len(rows)} rounds, not {len(expected_rows)}")
+    for row, expected in zip(rows, expected_rows, strict=False):
+        for name in {**row, **expected}:
+            if name != "query_seconds" and row.get(name) != expected.get(name):
+                lines.append(
+                    f"metrics.csv, round {expected['round']}: {name} is {row.get(name)}, "
+                    f"not {expected.get(name)}"
                 )
-    if list(ours[0]) != list(theirs[0]):
-        found.append("metrics.csv has other columns")
+    if list(rows[0]) != list(expected_rows[0]):
+        lines.append("metrics.csv has other columns")
     if not same(last_state(run), last_state(reference)):
-        found.append("the last checkpoint differs")
-    return found
+        lines.append("the last checkpoint differs")
+    return lines

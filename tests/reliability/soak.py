@@ -1,12 +1,13 @@
-"""Does a long run stay within its memory, its file handles and its disk?
+"""Checks that a long run stays within its memory, file handles and disk space.
 
     python -m tests.reliability.soak --rounds 220
 
-Runs the digits with very small rounds and looks, from outside, after each one: resident memory,
-open file handles and threads of the process, checkpoints on disk and their size. The first fifth of
-the rounds is warm-up. Prints the figures; the exit status is 1 where memory grows by 5 % or more
-after that, handles or threads become more, or there are ever more than three checkpoints and one in
-the making. Linux only, as it reads /proc.
+Trains on the digits with very small rounds. After each round it reads, from outside, the resident
+memory, open file handles and threads of the process, and the number and size of its checkpoints.
+The first fifth of the rounds is warm-up. After that, memory must grow by less than 5 %, handles and
+threads must not increase, and the folder must never hold more than three checkpoints and a fourth
+that is being written. Prints the figures; the exit status is 1 if a condition fails. It reads
+/proc, so it needs Linux.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from tests.reliability import kill_test, processes
 
 MOST_GROWTH = 0.05
 MOST_CHECKPOINTS = 3 + 1  # the last two, the best, and one that is being written
-PART = 0.2  # of the rounds: how many are warm-up, and how many then are compared with the last
+PART = 0.2  # share of the rounds in the warm-up, in the early part and in the last part
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What was seen when a round had been reported."""
+    """Measurements after a round was reported."""
 
     round: int
     resident: int  # bytes
@@ -40,10 +41,10 @@ class Sample:
 
 
 def sample(pid: int, run: Path, round_: int) -> Sample:
-    """Look at process `pid`, which writes `run`.
+    """Measure process `pid`, which writes `run`.
 
     Raises:
-        OSError: the process is gone.
+        OSError: the process has ended.
     """
     process = Path("/proc") / str(pid)
     status = dict(
@@ -63,38 +64,38 @@ def sample(pid: int, run: Path, round_: int) -> Sample:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # removed since it was listed
+    except FileNotFoundError:  # removed after it was listed
         return 0
 
 
 def watch(run: Path, rounds: int, log: Path) -> list[Sample]:
-    """Run it to the end; a sample for each round that was seen.
+    """Run to the end; returns a sample for each observed round.
 
     Raises:
-        RuntimeError: it did not end well.
+        RuntimeError: the exit status is not 0.
     """
     small = "hyperparameters.architecture=small_cnn"
     process = processes.start([*kill_test.arguments_for(run, rounds), small], log)
     assert process.pid is not None
     samples: list[Sample] = []
     while process.is_alive():
-        seen = len(processes.read_rows(run / "metrics.csv"))
-        if seen and (not samples or seen > samples[-1].round):
+        rounds_reported = len(processes.read_rows(run / "metrics.csv"))
+        if rounds_reported and (not samples or rounds_reported > samples[-1].round):
             try:
-                samples.append(sample(process.pid, run, seen))
-            except (OSError, KeyError):  # it ended meanwhile
+                samples.append(sample(process.pid, run, rounds_reported))
+            except (OSError, KeyError):  # the process has just ended
                 break
         time.sleep(0.02)
     if processes.wait(process) != 0:
-        raise RuntimeError(f"the run did not end well\n{log.read_text()}")
+        raise RuntimeError(f"the run failed\n{log.read_text()}")
     return samples
 
 
 def judge(samples: Sequence[Sample]) -> list[str]:
-    """Print the figures of a run; what does not hold, one line each."""
+    """Print the figures of a run; returns one line per failed condition."""
     count = int(len(samples) * PART)
     early, late = samples[count : 2 * count], samples[-count:]
-    found = []
+    failures = []
     resident = [statistics.median(one.resident for one in part) for part in (early, late)]
     growth = resident[1] / resident[0] - 1
     print(
@@ -102,22 +103,22 @@ def judge(samples: Sequence[Sample]) -> list[str]:
         f"{resident[1] / 2**20:.1f} MiB in the last {count} rounds: {growth:+.2%}"
     )
     if growth >= MOST_GROWTH:
-        found.append(f"memory grew by {growth:.2%}")
+        failures.append(f"memory grew by {growth:.2%}")
     for name in ("handles", "threads"):
         most = [max(getattr(one, name) for one in part) for part in (early, late)]
         print(f"{name}: {most[0]}, then {most[1]}")
         if most[1] > most[0]:
-            found.append(f"{name} became more")
+            failures.append(f"the number of {name} grew")
     checkpoints = max(one.checkpoints for one in samples)
     size = max(one.checkpoint_bytes for one in samples)
     print(f"checkpoints: {checkpoints} at most, {size / 2**20:.1f} MiB at most")
     if checkpoints > MOST_CHECKPOINTS:
-        found.append(f"{checkpoints} checkpoints at a time")
-    return found
+        failures.append(f"{checkpoints} checkpoints at the same time")
+    return failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the experiment; the exit status."""
+    """Run the experiment; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=220)
     arguments = parser.parse_args(argv)
@@ -126,13 +127,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         started = time.monotonic()
         samples = watch(folder / "run", arguments.rounds, folder / "log.txt")
         seconds = time.monotonic() - started
-        print(f"{arguments.rounds} rounds in {seconds:.0f} s, {len(samples)} of them looked at")
-        found = judge(samples)
-        left = len(list((folder / "run" / "checkpoints").iterdir()))
-        print(f"checkpoints in the end: {left}")
-    for line in found:
+        print(f"{arguments.rounds} rounds in {seconds:.0f} s, {len(samples)} of them measured")
+        failures = judge(samples)
+        remaining = len(list((folder / "run" / "checkpoints").iterdir()))
+        print(f"checkpoints at the end: {remaining}")
+    for line in failures:
         print(f"NOT FLAT: {line}")
-    return 1 if found else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":
