@@ -1,6 +1,6 @@
 """What a trial asks of the cluster's master besides reporting, through Determined's public client.
 
-No failed request is a failure of the trial: it is logged, and the trial goes on.
+No failed request is a failure of the trial: it is logged, and the trial continues.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class Predictions:
         return positions[order[:count]].tolist()
 
     def tile(self, position: int, caption: str) -> Tile:
-        """The image at `position`; the caption goes on with its source."""
+        """The image at `position`; its source follows the caption."""
         if self.sources is not None:
             caption = f"{caption}; {shorten(self.sources[position], SOURCE_WIDTH)}"
         return Tile(pixels(self.images[position]), caption)

@@ -25,7 +25,7 @@ class Batcher:
         function: images uint8 [B, C, S, S] to arrays of B rows each; called in a thread.
         workers: how many threads call it.
         max_batch: images in one call; 1 turns batching off.
-        observe: is told the size of every batch.
+        observe: receives the size of every batch.
     """
 
     def __init__(

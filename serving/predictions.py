@@ -1,4 +1,4 @@
-"""From the network's outputs to what a caller is told about each image."""
+"""From the network's outputs to the answer about each image."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be wrong with the input, and what is said of it; tests/test_bad_input.py has it so."""
+"""Mistakes in the input, and what the error line names; tests/test_bad_input.py tries them."""
 
 from __future__ import annotations
 

@@ -44,12 +44,12 @@ def write_config(config: Any) -> list[str]:
 
 
 def hp(**changes: Any) -> Make:
-    """Hyperparameters that are good but for `changes`."""
+    """Valid hyperparameters with `changes`."""
     return lambda: write_config(config_of(**changes))
 
 
 def search(**changes: Any) -> Make:
-    """A search of which `changes` are wrong."""
+    """A search with wrong `changes`."""
     searcher = {"name": "adaptive_asha", "max_time": 3, "time_metric": "epochs", **changes}
     return lambda: write_config({**config_of(), "searcher": searcher})
 
@@ -164,7 +164,7 @@ GOOD_FILE = "replace it with https://"  # where a good file comes from
 
 
 def image_folder(spoil: Callable[[Path], object]) -> Make:
-    """Two classes of 100 images, to which `spoil` does something."""
+    """Two classes of 100 images, changed by `spoil`."""
 
     def lay_out(folder: Path) -> None:
         rng = np.random.default_rng(0)
@@ -223,7 +223,7 @@ def pages(root: Path) -> None:
 
 
 def hdf5(file: str, spoil: Callable[[Any], object]) -> Make:
-    """Good files in PatchCamelyon's layout, to one of which `spoil` does something."""
+    """Valid files in PatchCamelyon's layout; `spoil` changes one of them."""
 
     def lay_out(folder: Path) -> None:
         import h5py
@@ -274,7 +274,7 @@ CHECKPOINT_ID = "8b2fb1f6-2f8f-4b4e-9a63-1f2f5f0f8f11"
 
 
 def run_folder(spoil: Callable[[Path], object]) -> Make:
-    """A run on the digits that was killed before its first round's end, and then spoilt."""
+    """A run on the digits that was killed in its first round and then damaged by `spoil`."""
 
     def make() -> list[str]:
         run = Path(RUN)

@@ -1,4 +1,4 @@
-"""Places in a run at which a process ends itself with SIGKILL; tests/test_resume.py goes on.
+"""Places in a run at which a process ends itself with SIGKILL; tests/test_resume.py resumes.
 
 A kill from outside comes at random; this one comes in the middle of exactly the call that is
 named, and nothing - no handler, no `finally` - runs after it.

@@ -22,7 +22,7 @@ from training.metrics import TrainingMeter
 
 
 def arrange(setup: dict[str, Any], rank: int) -> None:
-    """Have `setup` come true in this process."""
+    """Arrange `setup` in this process."""
     if "url" in setup:
         medmnist_sets()["breastmnist"].update(url=setup["url"], MD5=setup["md5"])
     if rank == 1 and setup.get("fails") == "kill":

@@ -1,6 +1,6 @@
 """Query strategies written the slow and obvious way, in NumPy float64, for tests to compare with.
 
-All of them speak of positions 0..n-1, and give ties to the smaller one.
+They all return positions 0..n-1; of equal values the smaller position wins.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Backbones beside the ResNets: split in two, trained, frozen, pretrained, looked into."""
+"""Backbones other than the ResNets: split, trained, frozen, pre-trained and explained."""
 
 from __future__ import annotations
 

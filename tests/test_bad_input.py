@@ -68,7 +68,7 @@ def nothing_is_trained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a run that has to fail says, which is one line besides the log."""
+    """The one line, besides the log, that a failing run prints."""
     assert model_def.main(arguments) == 2
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("error: ")]
@@ -196,7 +196,7 @@ def test_gpus_that_are_not_there(
 
 @pytest.mark.parametrize(("option", "tracebacks"), [([], 0), (["--traceback"], 1)])
 def test_a_traceback_is_shown_where_asked_for(option: list[str], tracebacks: int) -> None:
-    """In a process of its own, as a user sees it."""
+    """The run is a separate process, as for a user."""
     log = Path("log.txt").absolute()
     write_config(config_of(query_strategy="margni"))
     arguments: list[str | Path] = ["--config", Path("config.yaml").absolute(), *option]

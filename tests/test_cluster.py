@@ -1,6 +1,6 @@
-"""model_def.py as a trial on a cluster: real processes, Determined's own client, a master of ours.
+"""model_def.py as a trial on a cluster: real processes, Determined's client, a stand-in master.
 
-What the master is told, and that a trial that was paused or killed ends as if it never had been.
+The tests check what the master receives, and that a paused or killed trial ends like any other.
 """
 
 from __future__ import annotations
@@ -96,14 +96,14 @@ def make_trial(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..
 
 
 def finish(trial: Trial) -> None:
-    """Run `trial` on to its end."""
+    """Run `trial` to its end."""
     status = processes.wait(trial.start())
     assert status == 0, trial.log.read_text()
 
 
 @pytest.fixture(scope="module")
 def undisturbed(make_trial: Callable[..., Trial]) -> Trial:
-    """A trial that ran through, in an interpreter that had nothing imported."""
+    """A trial that was never interrupted, in a fresh interpreter."""
     trial = make_trial()
     processes.warm_up()
     status = trial.start_fresh().wait(timeout=240)
@@ -123,7 +123,7 @@ def report_of(group: str, steps: int) -> Callable[[Request], bool]:
 
 
 def without_time(reports: list[Report]) -> list[tuple[str, int, dict[str, Any]]]:
-    """What was reported, the same in runs that did the same."""
+    """The reports without their timing, in a fixed order."""
     return [
         (one.group, one.steps, {k: v for k, v in one.values.items() if k != "query_seconds"})
         for one in sorted(reports, key=lambda one: (one.group, one.steps))
@@ -131,7 +131,7 @@ def without_time(reports: list[Report]) -> list[tuple[str, int, dict[str, Any]]]
 
 
 def assert_equal(trial: Trial, undisturbed: Trial) -> None:
-    """`trial` told its master the same and ends with the same bits as the undisturbed one."""
+    """`trial` sent the same reports and ended with the same bits as the undisturbed one."""
     assert trial.master.refused == []
     assert without_time(trial.master.reports) == without_time(undisturbed.master.reports)
     states = [one.state() for one in (trial, undisturbed)]
@@ -271,7 +271,7 @@ def test_a_checkpoint_explains_itself(undisturbed: Trial, tmp_path: Path) -> Non
 
 
 def pictures(trial: Trial) -> dict[str, list[Any]]:
-    """What its event files, as Determined has uploaded them, hold of pictures, by tag."""
+    """The pictures in the event files that Determined has uploaded, by tag."""
     found: dict[str, list[Any]] = {}
     for file in trial.storage.rglob("events.out.tfevents.*"):
         events = EventAccumulator(str(file), {"images": 0})

@@ -179,7 +179,7 @@ def test_a_run_of_two_ranks_ends_well_on_data_that_one_downloads(tmp_path: Path)
     for round_ in range(3):  # only the first rank speaks
         assert done.stdout.count(f"round {round_} ({round_ + 1} of 3): ") == 1
 
-    # One rank can go on with what two have begun; here there is nothing left.
+    # One rank can resume what two have begun; here nothing is left to do.
     log = tmp_path / "log.txt"
     assert processes.wait(processes.start(["--resume", run], log)) == 0
     assert "nothing left to do" in log.read_text()

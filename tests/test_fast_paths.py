@@ -138,7 +138,7 @@ def test_compiled_run_does_what_an_eager_one_does(make_learner: Build) -> None:
         both = zip(eager.network.parameters(), compiled.network.parameters(), strict=True)
         for one, other in both:
             torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
-    # A run goes on from a checkpoint as if it had not stopped, compiled or not: same names.
+    # A compiled run resumes from a checkpoint exactly; the weights have the same names.
     resumed = make_learner(scoring_batch_size=12, compile=True)
     resumed.load_state(*compiled.state())
     resumed.network.load_state_dict(compiled.network.state_dict())

@@ -1,4 +1,4 @@
-"""Hyperparameters and configurations: what is accepted, drawn and refused, and how it is said."""
+"""Hyperparameters and configurations: what is accepted, drawn and refused, with its message."""
 
 from __future__ import annotations
 

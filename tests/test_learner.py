@@ -1,4 +1,4 @@
-"""The loop: what is queried, trained on, scored and reported, and that it goes on exactly."""
+"""The loop: what it queries, trains on, scores and reports, and that it resumes exactly."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The simulated annotator: how often it is wrong, in which way, and that it never wavers."""
+"""The simulated annotator: how often it errs, in which way, and that its answers never change."""
 
 from __future__ import annotations
 

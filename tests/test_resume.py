@@ -1,4 +1,4 @@
-"""Runs off the cluster that are killed and gone on with: they end as if nothing had happened."""
+"""Local runs that are killed and resumed end exactly like a run that was never killed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROUNDS = 5
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Rounds are no multiple of the reports' period, so that a resumed run has to find its beat."""
+    """Rounds are no multiple of the reporting period; resumed runs report at the same steps."""
     values = small_values(
         rounds=ROUNDS,
         batches_per_round=5,
@@ -56,12 +56,12 @@ def undisturbed(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def finished(undisturbed: Path, tmp_path: Path) -> Path:
-    """A copy of a finished run, to be spoilt."""
+    """A copy of a finished run, for a test to damage."""
     return Path(shutil.copytree(undisturbed, tmp_path / "run"))
 
 
 def resume(run: Path) -> str:
-    """Go on with `run` to its end; what was printed."""
+    """Resume `run` to its end; returns what it printed."""
     log = run.parent / "resumed.txt"
     log.unlink(missing_ok=True)
     status = processes.wait(processes.start(["--resume", run], log))
@@ -83,7 +83,7 @@ LABELLED = "training.pool:Pool.answer"
 SAVED = "run_folder.checkpoint:_save"  # one of a checkpoint's three safetensors files
 RENAMED = "os:replace"  # a file written under a temporary name gets its own
 
-# In order: rounds with a checkpoint by then, and where the process that goes on is killed. When a
+# In order: rounds with a checkpoint by then, and where the resumed process is killed. When a
 # checkpoint is first removed, and so how many there are then, depends on which round was the best.
 KILLS: list[tuple[int | None, KillPoint]] = [
     (0, KillPoint("run_folder.writer:_move_to_free_name")),

@@ -1,4 +1,4 @@
-"""Learning without labels: views, loss, resuming, and what a run makes of the backbone."""
+"""Learning without labels: views, loss, resuming, and how a run uses the backbone."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_the_reason_names_value_and_setting() -> None:
 
 
 def finish(learner: ActiveLearner, digits: Splits) -> list[list[int]]:
-    """Run the plain loop to its end; what each round queried."""
+    """Run the plain loop to its end; returns what each round queried."""
     oracle = SimulatedOracle(learner.train_store.labels)
     rounds = run(learner, oracle, digits.val, part(digits.test, 20))
     return [learner.pool.query_of(one.round).tolist() for one in rounds]

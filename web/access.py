@@ -1,6 +1,6 @@
 """Who may talk to a page: checks of Host, Origin, token and body size, and the security headers.
 
-A page listens on this computer alone unless it is told otherwise. Another address needs a token.
+A page listens on this computer alone by default. Another address needs a token.
 The checks of Host and Origin keep other web sites, open in the same browser, away from the page.
 """
 
