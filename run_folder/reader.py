@@ -34,7 +34,6 @@ from training.pool import Pool
 from training.precision import compute_dtype
 from training.seeds import make_generator
 
-CHECKPOINTS = ("best", "last")
 # Characters of an id that name it; a shorter word is a round, with whose digits an id may begin.
 SHORTEST_ID = 4
 
