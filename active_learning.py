@@ -11,7 +11,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from training.augmentation import Augmentation
 from training.backbone_file import read_backbone
 from training.balance import class_weights, weighted_cross_entropy
 from training.batches import round_batches
+from training.calibration import fit_temperature
 from training.host_images import batches_on, is_elsewhere
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference, query_passes
@@ -51,6 +52,7 @@ class Evaluation:
     annotation_minutes: what they cost the annotator.
     val, test: `classification_metrics` of each split; `test` is empty where it has no labels.
     val_logits, test_logits: float32 [N, classes], on the device.
+    temperature: divides logits to calibrate them; fitted on validation.
     """
 
     round: int
@@ -60,6 +62,7 @@ class Evaluation:
     test: dict[str, float]
     val_logits: Tensor
     test_logits: Tensor
+    temperature: float
 
 
 class ActiveLearner:
@@ -326,7 +329,9 @@ class ActiveLearner:
             return PoolScores(candidates, None, None, None)
         passes = query_passes(self.hp, self.network, self.seed, round_)
         labelled = self.pool.labelled.to(self.device)
-        return self._scorer.score(images, candidates, labelled, strategy, passes, title)
+        scores = self._scorer.score(images, candidates, labelled, strategy, passes, title)
+        temperature = self.results[-1].temperature if self.results else 1.0
+        return replace(scores, temperature=temperature)
 
     # --- train -----------------------------------------------------------------------------
 
@@ -464,7 +469,9 @@ class ActiveLearner:
                 f"the validation loss is {val_metrics['loss']} after round {round_}; lower "
                 f"hyperparameters.learning_rate: {self.hp.learning_rate}"
             )
-        self._end_round(round_, val_metrics)
+        known = val.labels >= 0
+        temperature = fit_temperature(val_logits[known], val.labels[known])
+        self._end_round(round_, val_metrics, temperature)
         return Evaluation(
             round=round_,
             labels=len(self.pool.labelled),
@@ -473,6 +480,7 @@ class ActiveLearner:
             test=_metrics_of_labelled(test_logits, test.labels),
             val_logits=val_logits,
             test_logits=test_logits,
+            temperature=temperature,
         )
 
     def predict(self, store: ImageStore) -> Tensor:
@@ -489,19 +497,24 @@ class ActiveLearner:
         finally:
             self.network.train()
 
-    def _end_round(self, round_: int, val: Mapping[str, float]) -> None:
-        values = [val["loss"], val["accuracy"]]
+    def _end_round(self, round_: int, val: Mapping[str, float], temperature: float = 1.0) -> None:
+        # All ranks have to stop together, so they must not differ in the last digit.
+        loss, accuracy, temperature = self._agreed(val["loss"], val["accuracy"], temperature)
+        # A round that is evaluated again, after an interruption, replaces its own result.
+        self.results[round_:] = [RoundResult(loss, accuracy, None, temperature)]
         if self.hp.stop_below_uncertainty and round_ + 1 < len(self.query_sizes):
             started = time.perf_counter()
             scores = self._score(round_ + 1)
             assert scores.probabilities is not None
-            values.append(float(predictive_entropy(scores.probabilities).mean()))
+            mean = float(predictive_entropy(scores.probabilities).mean())
             self._scores_ahead = (scores, time.perf_counter() - started)
-        # All ranks have to stop together, so they must not differ in the last digit.
-        agreed = self._ranks.agree(torch.tensor(values, dtype=torch.float64, device=self.device))
-        loss, accuracy, *uncertainty = agreed.tolist()
-        # A round that is evaluated again, after an interruption, replaces its own result.
-        self.results[round_:] = [RoundResult(loss, accuracy, *(uncertainty or [None]))]
+            (mean,) = self._agreed(mean)
+            self.results[round_] = replace(self.results[round_], pool_uncertainty=mean)
+
+    def _agreed(self, *values: float) -> list[float]:
+        """The first rank's values, on all ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        return self._ranks.agree(tensor).tolist()
 
     # --- state -----------------------------------------------------------------------------
 

@@ -44,6 +44,7 @@ from tools.compare.comparison import compare
 from tools.compare.runs import find_runs
 from tools.compare.statistics import half_width
 from tools.compare.tables import markdown, plus_minus
+from training.calibration import fit_temperature
 from training.seeds import make_generator
 
 CANDIDATES = 4000  # random unlabelled images per query; a large query gets more
@@ -152,7 +153,10 @@ def run_once(features: Features, regime: Regime, strategy: str, seed: int) -> di
         if len(labelled_indices) >= regime.budget:
             break
         before = time.process_time()
-        scores = _scores(embeddings, labelled, weights, regime, (seed, len(labelled_indices)))
+        temperature = fit_temperature(logits(features.val[0], weights), features.val[1])
+        scores = _scores(
+            embeddings, labelled, weights, temperature, regime, (seed, len(labelled_indices))
+        )
         generator = make_generator(seed, "query", len(labelled_indices))
         labelled[
             get_strategy(strategy, PREFILTER_FACTOR).select(scores, regime.query, generator)
@@ -167,7 +171,12 @@ def run_once(features: Features, regime: Regime, strategy: str, seed: int) -> di
 
 
 def _scores(
-    embeddings: Tensor, labelled: Tensor, weights: Tensor, regime: Regime, seed: tuple[int, int]
+    embeddings: Tensor,
+    labelled: Tensor,
+    weights: Tensor,
+    temperature: float,
+    regime: Regime,
+    seed: tuple[int, int],
 ) -> PoolScores:
     """The scores of the candidates; all strategies of a seed get the same dropout masks."""
     generator = make_generator(seed[0], "candidates", seed[1])
@@ -179,7 +188,7 @@ def _scores(
     kept = torch.rand(PASSES, 1, inputs.shape[1], generator=generator) >= DROPOUT
     masks = kept / (1 - DROPOUT)
     probabilities = torch.stack([logits(inputs * mask, weights).softmax(1) for mask in masks])
-    return PoolScores(candidates, probabilities, inputs, embeddings[labelled])
+    return PoolScores(candidates, probabilities, inputs, embeddings[labelled], temperature)
 
 
 def summary(studies: Path) -> str:

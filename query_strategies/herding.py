@@ -13,7 +13,7 @@ from .scores import (
     required_embeddings,
     required_probabilities,
 )
-from .uncertainty import margin_uncertainty
+from .uncertainty import calibrated, margin_uncertainty
 
 MAX_POOL = 16_000  # candidates in the kernel matrix
 FLOAT32_UP_TO = 4_000  # above, the matrix is kept in half precision
@@ -42,16 +42,20 @@ def u_herding(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     """`max_herding` that covers uncertain candidates first, ever more locally.
 
     Bae et al. 2025, "Uncertainty Herding: One Active Learning Method for All Label Budgets"
-    (UHerding). Similarities are weighted with the candidate's uncertainty, 1 - (p1 - p2). The
+    (UHerding). Similarities are weighted with the candidate's uncertainty, 1 - (p1 - p2), by
+    calibrated probabilities: the logits of each pass are divided by `scores.temperature`. The
     radius is the smallest distance between two labelled images, so that it shrinks as labels come
     in: the first queries cover the pool, the last ones follow the uncertainty. With fewer than two
-    different labelled images the radius is that of `max_herding`. The paper calibrates the
-    probabilities by a temperature; here they are taken as they are.
+    different labelled images the radius is that of `max_herding`.
 
-    Cost: see `_herd`, and O(m^2 D) for m labelled images.
+    The paper chooses the temperature of least calibration error on a part of the labelled images
+    that a second network has not seen. Here it has the least cross-entropy on the validation
+    split, which needs no second network.
+
+    Cost: see `_herd`, O(m^2 D) for m labelled images, and O(T n C); a copy of the probabilities.
     """
     count = pick_count(scores, k)
-    weights = margin_uncertainty(required_probabilities(scores))
+    weights = margin_uncertainty(calibrated(required_probabilities(scores), scores.temperature))
     refuse_nan(weights)
     required_embeddings(scores)
     if count == 0:

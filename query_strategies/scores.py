@@ -15,12 +15,14 @@ class PoolScores:
     probabilities: float32 [T, n, C], T stochastic passes (T = 1: a plain softmax), or None.
     embeddings: float [n, D], half precision or uint8 allowed, or None.
     labelled_embeddings: float [m, D]; m may be 0; None where nothing is labelled yet.
+    temperature: by which the logits behind `probabilities` are divided to calibrate them.
     """
 
     candidates: Tensor
     probabilities: Tensor | None
     embeddings: Tensor | None
     labelled_embeddings: Tensor | None
+    temperature: float = 1.0
 
     def take(self, positions: Tensor) -> PoolScores:
         """The same scores for the candidates at `positions` (int64 [p]) alone.
@@ -33,6 +35,7 @@ class PoolScores:
             probabilities=None if self.probabilities is None else self.probabilities[:, kept],
             embeddings=None if self.embeddings is None else self.embeddings[kept],
             labelled_embeddings=self.labelled_embeddings,
+            temperature=self.temperature,
         )
 
 

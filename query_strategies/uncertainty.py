@@ -39,6 +39,11 @@ def margin_uncertainty(probabilities: Tensor) -> Tensor:
     return 1 - (best_two[:, 0] - best_two[:, 1])
 
 
+def calibrated(probabilities: Tensor, temperature: float) -> Tensor:
+    """softmax(logits / temperature) from the softmax of the same logits, in the same shape."""
+    return (probabilities.log() / temperature).softmax(dim=-1)
+
+
 def entropy(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     """Largest predictive entropy (Shannon 1948; Settles 2009, survey, section 3.1)."""
     values = predictive_entropy(required_probabilities(scores))

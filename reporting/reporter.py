@@ -14,7 +14,6 @@ from torch import Tensor
 
 from active_learning import ActiveLearner, Evaluation
 from data import ImageStore, Splits
-from reporting.calibration import fit_temperature
 from reporting.metric_groups import (
     class_metrics,
     learning_curve_metrics,
@@ -111,8 +110,6 @@ class Reporter:
     def evaluated(self, evaluation: Evaluation) -> dict[str, float]:
         """A round is over; returns the metrics of the group `validation`."""
         learner, round_ = self._learner, evaluation.round
-        known = self._val.labels >= 0
-        temperature = fit_temperature(evaluation.val_logits[known], self._val.labels[known])
         val, test = validation_metrics(evaluation), test_metrics(evaluation)
         names = self._class_names
         self.metrics.add(
@@ -120,8 +117,10 @@ class Reporter:
             {
                 **val,
                 **test,
-                "temperature": temperature,
-                "val_images": int(known.sum()),  # which an interval around the accuracy needs
+                "temperature": evaluation.temperature,
+                "val_images": int(
+                    (self._val.labels >= 0).sum()
+                ),  # which an interval around the accuracy needs
                 **class_metrics("val", evaluation.val_logits, self._val.labels, names),
                 **class_metrics("test", evaluation.test_logits, self._test.labels, names),
             },

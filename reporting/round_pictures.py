@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from reporting import prediction_figures as figures
-from reporting.calibration import fit_temperature
 from reporting.galleries import Predictions, attention, card_sheet, mistakes
 from reporting.intervals import Estimate
 from reporting.measures import class_areas, class_measures, confusion_counts
 from reporting.pool_map import pool_map
 from reporting.tile_sheet import contact_sheet
+from training.calibration import fit_temperature
 from training.inference import Inference
 
 CLASSES = 12  # shown at most in a picture that grows with their number

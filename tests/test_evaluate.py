@@ -31,7 +31,6 @@ from sklearn.metrics import (
 from data_sources.sources import FileSources
 from errors import UserError
 from reporting import measures
-from reporting.calibration import fit_temperature
 from reporting.grad_cam import grad_cam
 from reporting.intervals import Estimate
 from resnet_custom import ARCHITECTURES, SplitNetwork
@@ -44,6 +43,7 @@ from tools.evaluate.measure import evaluate_split, group_accuracies
 from tools.evaluate.measure import report as evaluation_numbers
 from tools.evaluate.tables import mistakes_csv, text_table
 from tools.output_folder import write_output
+from training.calibration import fit_temperature
 
 
 def made_up(classes: int, count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ from query_strategies import STRATEGIES
 from reporting.metric_groups import queried_classes, query_metrics
 from tests.conftest import ask, part, small_values
 from training.augmentation import Augmentation
+from training.calibration import fit_temperature
 from training.hyperparameters import Hyperparameters
 from training.oracle import SimulatedOracle
 from training.pool import Answers, Pool
@@ -274,6 +275,31 @@ class TestBetweenRounds:
         fresh = learner._fresh_network(1).state_dict()
         name = "backbone.4.weight"
         torch.testing.assert_close(after[name], 0.4 * before[name] + 0.1 * fresh[name])
+
+
+class TestTemperature:
+    """The strategy gets the temperature that calibrates the last round's network."""
+
+    def test_a_query_gets_it(self, digits: Splits, make_learner: Build) -> None:
+        learner = make_learner(query_strategy="u_herding")
+        val = part(digits.val, 60)
+        ask(learner)
+        learner.train()
+        evaluation = learner.evaluate(val, part(digits.test, 20))
+        expected = fit_temperature(evaluation.val_logits, val.labels)
+        assert evaluation.temperature == learner.results[0].temperature == expected != 1
+        assert learner._score(1).temperature == expected
+        resumed = make_learner(query_strategy="u_herding")
+        resumed.load_state(*learner.state())
+        resumed.network.load_state_dict(learner.network.state_dict())
+        assert resumed._score(1).temperature == expected
+        assert torch.equal(ask(resumed).indices, ask(learner).indices)
+
+    def test_without_an_evaluation_it_is_one(self, make_learner: Build) -> None:
+        learner = make_learner()
+        ask(learner)
+        learner.train()
+        assert learner._score(1).temperature == 1
 
 
 class TestExactResume:

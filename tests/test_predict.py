@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from errors import UserError
-from reporting.calibration import fit_temperature
 from run_folder.reader import Run, open_run
 from tests.conftest import ROOT
 from tools import predict
@@ -25,6 +24,7 @@ from tools.image_inputs import ImageBatch
 from tools.prediction import outlier_rule, stream
 from tools.prediction.predictor import Prediction, Predictor
 from tools.prediction.writers import COLUMNS
+from training.calibration import fit_temperature
 from training.inference import query_passes
 
 Predict = Callable[..., list[dict[str, str]]]

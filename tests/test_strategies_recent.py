@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_u_herding_weighs_by_uncertainty_and_shrinks_its_radius(seed: int) -> No
     weights = reference.margins(array(probabilities))
     picked = positions("u_herding", pool_of(probabilities, x, known), 12)
     assert_greedy(picked, x, known, radius, weights)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 4.0])
+def test_u_herding_weighs_by_calibrated_probabilities(temperature: float) -> None:
+    x, known, logits = normal(40, 4), normal(6, 4, seed=50), 3 * normal(3, 40, 3)
+    pool = replace(pool_of(logits.softmax(dim=-1), x, known), temperature=temperature)
+    unit = reference.unit(array(known))
+    radius = min(
+        reference.squared_distance(a, b) ** 0.5 for i, a in enumerate(unit) for b in unit[:i]
+    )
+    weights = reference.margins(array((logits / temperature).softmax(dim=-1)))
+    picked = positions("u_herding", pool, 12)
+    assert_greedy(picked, x, known, radius, weights)
+    assert picked != positions("u_herding", replace(pool, temperature=1.0), 12)
+
+
+def test_the_temperature_decides_between_two_close_classes_and_three_distant_ones() -> None:
+    """Margins at 0.2: .832 and .886; at 1: .234 and .2; at 3: .08 and .061."""
+    probabilities = torch.tensor([[[0.617, 0.383, 0, 0], [0.4, 0.2, 0.2, 0.2]]])
+    x = torch.eye(2)
+    for temperature, expected in ((0.2, 0), (1.0, 1), (3.0, 1)):
+        pool = replace(pool_of(probabilities, x), temperature=temperature)
+        assert positions("u_herding", pool, 1) == [expected]
 
 
 def test_u_herding_is_margin_when_labelled_images_lie_close_together() -> None:

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reporting.calibration import fit_temperature
 from run_folder.reader import Run
 from serving.exported import OutlierRule
 from serving.outliers import NEIGHBOURS, PERCENTILE, Neighbours
+from training.calibration import fit_temperature
 from training.seeds import make_generator
 
 MAX_REFERENCES = 20_000  # labelled images to compare with; a random draw where there are more

@@ -20,11 +20,13 @@ class RoundResult:
     val_accuracy: 0 to 1, on the same images.
     pool_uncertainty: mean predictive entropy in nats of the next query's candidates; None if no
         rule needs it, and after the last round.
+    temperature: calibrates the round's network; fitted on the same images.
     """
 
     val_loss: float
     val_accuracy: float
     pool_uncertainty: float | None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)

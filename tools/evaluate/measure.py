@@ -13,10 +13,10 @@ from data import ImageStore
 from data_sources.folder_groups import group_images
 from data_sources.sources import FileSources
 from errors import UserError
-from reporting.calibration import fit_temperature
 from reporting.intervals import LEVEL, Estimate, share
 from reporting.measures import confusion_counts, estimates
 from run_folder.reader import Run
+from training.calibration import fit_temperature
 from training.seeds import make_generator
 
 RESAMPLES = 1000

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 
 import torch.nn.functional as F
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 COLDEST, HOTTEST = 0.05, 20.0
@@ -21,6 +20,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: [N, C], of the validation split and never of the test split.
         labels: int64 [N].
     """
+    from scipy.optimize import minimize_scalar  # slow to import; `--help` needs none of it
+
     logits, labels = logits.double().cpu(), labels.cpu()
 
     def loss(log_temperature: float) -> float:
@@ -28,4 +29,4 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     # The loss is convex in 1 / T, so a bounded search over log T ends at the one minimum.
     bounds = (math.log(COLDEST), math.log(HOTTEST))
-    return math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x)
+    return float(math.exp(minimize_scalar(loss, bounds=bounds, method="bounded").x))
