@@ -87,15 +87,24 @@ def decode(
         UserError: the file is no image, is damaged, is too large or has unsuitable pixels.
     """
     with _as_user_error(name or str(source)), open_image(source, max_pixels) as image:
-        original_size, is_deep = image.size, _has_16_bits(image)
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the work. Twice the
-        # wanted size leaves the resizing enough to average over.
-        image.draft(image.mode, (2 * size, 2 * size))
-        is_transparent = _has_transparency(image)
-        picture = _upright_8_bits(image)
-        resized = picture.resize((size, size), Image.Resampling.BILINEAR)
-        pixels: NDArray[np.uint8] = np.asarray(resized, dtype=np.uint8).reshape(size, size, -1)
-        return DecodedImage(pixels, original_size, is_deep, is_transparent)
+        return decode_opened(image, size)
+
+
+def decode_opened(image: Image.Image, size: int) -> DecodedImage:
+    """As `decode`, of an image that `open_image` or `check_image` has accepted.
+
+    Raises:
+        Exception: whatever Pillow raises for files that it cannot read.
+    """
+    original_size, is_deep = image.size, _has_16_bits(image)
+    # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size for a fraction of the work. Twice the
+    # wanted size leaves the resizing enough to average over.
+    image.draft(image.mode, (2 * size, 2 * size))
+    is_transparent = _has_transparency(image)
+    picture = _upright_8_bits(image)
+    resized = picture.resize((size, size), Image.Resampling.BILINEAR)
+    pixels: NDArray[np.uint8] = np.asarray(resized, dtype=np.uint8).reshape(size, size, -1)
+    return DecodedImage(pixels, original_size, is_deep, is_transparent)
 
 
 def read_picture(
@@ -139,14 +148,23 @@ def open_image(source: Path | IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterat
     # Pillow's own limit is only ever raised: it guards images inside of other images.
     Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, max_pixels)
     with Image.open(source, formats=_formats()) as image:
-        pixels = image.width * image.height
-        if pixels > max_pixels:
-            raise ValueError(
-                f"{image.width}x{image.height} pixels, more than {max_pixels}; cut it into smaller "
-                "images, or raise max_pixels"
-            )
-        _refuse_unsuitable(image)
+        check_image(image, max_pixels)
         yield image
+
+
+def check_image(image: Image.Image, max_pixels: int) -> None:
+    """Refuse an image that is not decoded yet.
+
+    Raises:
+        ValueError: too many pixels, several pages, or pixels that become 8-bit ones only by a
+            choice that is the user's.
+    """
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"{image.width}x{image.height} pixels, more than {max_pixels}; cut it into smaller "
+            "images, or raise max_pixels"
+        )
+    _refuse_unsuitable(image)
 
 
 def is_image(path: Path) -> bool:

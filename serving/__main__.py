@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import exit_status
-from serving.command import PORT, add_service_arguments, run_service
-from web.access import Access
+from serving.threads import use_one_thread
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; the exit status."""
+    use_one_thread()  # before anything loads numpy
+    from serving.command import PORT, add_service_arguments, run_service
+    from web.access import Access
+
     parser = argparse.ArgumentParser(prog="python -m serving", description=__doc__)
     parser.add_argument("folder", type=Path, help="that tools.export wrote")
     parser.add_argument(

@@ -7,30 +7,30 @@ lone request is not delayed, and under load the batches grow by themselves.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-Rows = tuple[NDArray[Any], ...]
+Result = TypeVar("Result")
 
 
-class Batcher:
+class Batcher(Generic[Result]):
     """Collects images for a function of batches. Use it as an asynchronous context manager.
 
     Args:
-        function: images uint8 [B, C, S, S] to arrays of B rows each; called in a thread.
+        function: images uint8 [B, C, S, S] to a list of B results; called in a thread.
         workers: how many threads call it.
         max_batch: images in one call; 1 turns batching off.
-        observe: receives the size of every batch.
+        observe: receives the size of every batch, in one of the threads.
     """
 
     def __init__(
         self,
-        function: Callable[[NDArray[np.uint8]], Rows],
+        function: Callable[[NDArray[np.uint8]], list[Result]],
         workers: int,
         max_batch: int,
         observe: Callable[[int], None],
@@ -38,59 +38,67 @@ class Batcher:
         self._function = function
         self._max_batch = max_batch
         self._observe = observe
-        self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Rows]]] = deque()
-        self._arrived = asyncio.Event()
-        self._threads = ThreadPoolExecutor(workers, thread_name_prefix="network")
-        self._workers = workers
-        self._tasks: list[asyncio.Task[None]] = []
+        self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Result]]] = deque()
+        self._changed = threading.Condition()  # of `_waiting` and `_is_over`
+        self._is_over = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"network {number}", daemon=True)
+            for number in range(workers)
+        ]
 
-    async def __aenter__(self) -> Batcher:
-        self._tasks = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+    async def __aenter__(self) -> Batcher[Result]:
+        self._loop = asyncio.get_running_loop()
+        for thread in self._threads:
+            thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._threads.shutdown()
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            await asyncio.to_thread(thread.join)
 
-    async def run(self, images: list[NDArray[np.uint8]]) -> Rows:
-        """What the function gives for the images, uint8 [C, S, S] each: arrays of as many rows."""
-        loop = asyncio.get_running_loop()
-        futures = []
-        for image in images:
-            future: asyncio.Future[Rows] = loop.create_future()
-            self._waiting.append((image, future))
-            futures.append(future)
-        self._arrived.set()
+    async def run(self, images: list[NDArray[np.uint8]]) -> list[Result]:
+        """The function's results for the images, uint8 [C, S, S] each."""
+        futures = [self._loop.create_future() for _ in images]
+        with self._changed:
+            self._waiting.extend(zip(images, futures, strict=True))
+            self._changed.notify(len(images))
         try:
-            rows = [await future for future in futures]
+            return [await future for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
-        return tuple(np.stack(column) for column in zip(*rows, strict=True))
 
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
+    def _work(self) -> None:
+        """What each thread does: batch after batch, until the end."""
         while True:
-            while not self._waiting:
-                self._arrived.clear()
-                await self._arrived.wait()
-            count = min(len(self._waiting), self._max_batch)
-            taken = [self._waiting.popleft() for _ in range(count)]
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting or self._is_over)
+                if not self._waiting:
+                    return
+                count = min(len(self._waiting), self._max_batch)
+                taken = [self._waiting.popleft() for _ in range(count)]
             batch = [(image, future) for image, future in taken if not future.cancelled()]
             if not batch:
                 continue
             self._observe(len(batch))
-            stacked = np.stack([image for image, _ in batch])
+            outcome: list[Result] | Exception
             try:
-                outputs = await loop.run_in_executor(self._threads, self._function, stacked)
+                outcome = self._function(np.stack([image for image, _ in batch]))
             except Exception as error:
-                for _, future in batch:
-                    if not future.done():
-                        future.set_exception(error)
-                continue
-            for index, (_, future) in enumerate(batch):
-                if not future.done():
-                    future.set_result(tuple(output[index] for output in outputs))
+                outcome = error
+            self._loop.call_soon_threadsafe(_deliver, [future for _, future in batch], outcome)
+
+
+def _deliver(futures: list[asyncio.Future[Result]], outcome: list[Result] | Exception) -> None:
+    """Give each future its result, or all of them the error."""
+    for position, future in enumerate(futures):
+        if future.done():  # whoever asked has gone
+            continue
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome[position])

@@ -47,14 +47,11 @@ class Interpreter:
         if model.outliers is not None and references is not None:
             self._neighbours = Neighbours(references, model.outliers.neighbours)
 
-    def distances(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32] | None:
-        """Distances float32 [B] of embeddings [B, D] to what was labelled, or None."""
-        return None if self._neighbours is None else self._neighbours.distances(embeddings)
-
     def interpret(
-        self, logits: NDArray[np.float32], distances: NDArray[np.float32] | None
+        self, logits: NDArray[np.float32], embeddings: NDArray[np.float32]
     ) -> list[Prediction]:
-        """Logits [B, classes] and distances [B] as one prediction for each image."""
+        """Logits [B, classes] and embeddings [B, D] as one prediction for each image."""
+        distances = None if self._neighbours is None else self._neighbours.distances(embeddings)
         probabilities = softmax(logits / self._temperature)
         entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(1)
         best = probabilities.argmax(1).tolist()

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from serving.activation import activation_pool
 from serving.batching import Batcher
+from serving.decoding.decoder import Decoder, ReadImage
 from serving.decoding.formats import declared_format
 from serving.decoding.limits import Limits, RefusedFileError
-from serving.decoding.pool import ChildPool, Decoder, ReadImage, decoder_pool
+from serving.decoding.pool import ChildPool
 from serving.engine import Engine, load_engine
 from serving.exported import read_exported, read_references
 from serving.metrics import Metrics
@@ -66,24 +67,23 @@ class Service:
         self._batcher = Batcher(
             self._run, settings.workers, settings.max_batch, self.metrics.batch_sizes.observe
         )
-        self._children = decoder_pool(limits, settings.decoders)
-        self._decoder = Decoder(self._children, self.model.image_size, self.model.channels, limits)
+        self._decoder = Decoder(
+            self.model.image_size, self.model.channels, limits, settings.decoders
+        )
         self._stack = contextlib.AsyncExitStack()
         self._activation: ChildPool | None = None
         self._activation_lock = asyncio.Lock()
 
     async def __aenter__(self) -> Service:
-        await self._stack.enter_async_context(self._children)
+        await self._stack.enter_async_context(self._decoder)
         await self._stack.enter_async_context(self._batcher)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._stack.aclose()
 
-    def _run(self, images: NDArray[np.uint8]) -> tuple[NDArray[np.float32], ...]:
-        logits, embeddings = self._engine.run(images)
-        distances = self._interpreter.distances(embeddings)
-        return (logits,) if distances is None else (logits, distances)
+    def _run(self, images: NDArray[np.uint8]) -> list[Prediction]:
+        return self._interpreter.interpret(*self._engine.run(images))
 
     async def predict(self, uploads: list[Upload], preview: bool) -> dict[str, Any]:
         """The answer to a prediction request, ready for JSON.
@@ -110,7 +110,7 @@ class Service:
                 refused.append({"index": index, **described})
         if first is not None and len(refused) == len(uploads):
             raise first
-        predictions = await self._classify([one.pixels for _, one in images])
+        predictions = await self._batcher.run([one.pixels for _, one in images])
         self.metrics.count_predictions(predictions)
         answers = [
             {"index": index, "file": uploads[index].name, **_described(image, prediction)}
@@ -126,10 +126,6 @@ class Service:
         """
         declared = declared_format(upload.name, upload.media_type)
         return await self._decoder.decode(upload.data, declared, preview)
-
-    async def _classify(self, pixels: list[NDArray[np.uint8]]) -> list[Prediction]:
-        rows = await self._batcher.run(pixels)
-        return self._interpreter.interpret(rows[0], rows[1] if len(rows) > 1 else None)
 
     async def activation_map(self, image: ReadImage, class_name: str) -> bytes:
         """A PNG that shows where an image speaks for a class, to be laid over the picture.

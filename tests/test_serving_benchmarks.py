@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import outliers, serving
+from benchmarks import outliers, service_soak, serving
 from data import Splits
 from errors import UserError
 
@@ -17,16 +17,19 @@ def test_load_test_has_a_row_for_every_setting(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(serving, "WARM_UP_SECONDS", 0.1)
+    monkeypatch.setattr(serving, "CLIENTS", (1, 8))
     output = tmp_path / "rows.csv"
-    arguments = [str(exported), "--seconds", "0.8", "--output", str(output)]
+    arguments = [str(exported), "--seconds", "0.4", "--output", str(output)]
     assert serving.main(arguments) == 0
     with output.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["setting"], row["clients"]) for row in rows] == [
-        ("bare model, batches of 1", "0"),
-        ("bare model, batches of 32", "0"),
-        *(("service, no batching", clients) for clients in ("1", "8", "32")),
-        *(("service", clients) for clients in ("1", "8", "32")),
+    assert [(row["setting"], row["workers"], row["clients"]) for row in rows] == [
+        ("bare model, single images", "1", "0"),
+        ("bare model", "1", "0"),
+        ("bare model", "2", "0"),
+        *(("service, no batching", "1", clients) for clients in ("1", "8")),
+        *(("service", "1", clients) for clients in ("1", "8")),
+        ("service", "2", "8"),
     ]
     for row in rows:
         assert 0 < float(row["p50"]) <= float(row["p95"]) <= float(row["p99"])
@@ -36,18 +39,21 @@ def test_load_test_has_a_row_for_every_setting(
 def test_soak_sends_every_kind_of_request(
     exported: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "GROWTH", 10.0)  # in a second nothing has settled
-    assert serving.main([str(exported), "--soak", "1"]) == 0
+    monkeypatch.setattr(service_soak, "GROWTH", 10.0)  # in a second nothing has settled
+    monkeypatch.setattr(service_soak, "BROKEN_EVERY", 10)
+    monkeypatch.setattr(service_soak, "HUGE", 6000)
+    assert service_soak.main([str(exported), "--seconds", "2", "--rate", "0"]) == 0
     output = capsys.readouterr().out
-    statuses = output.split("answers by status: ")[1].splitlines()[0]
-    for status in (200, 400, 415):
+    statuses, broken = output.split("answers by status: ")[1].splitlines()[0].split("; ")
+    for status in (200, 400, 413, 415):
         assert f"{status}: " in statuses
+    assert int(broken.split()[0]) > 0
 
 
 def test_growing_memory_fails_the_soak() -> None:
-    serving.check_growth([90.0, 100.0, *[103.0] * 20])
+    service_soak.check_growth([90.0, 100.0, *[103.0] * 20])
     with pytest.raises(UserError, match="grows"):
-        serving.check_growth([90.0, 100.0, 100.0, *range(100, 130)])
+        service_soak.check_growth([90.0, 100.0, 100.0, *range(100, 130)])
 
 
 def test_rates_of_the_outlier_flag(exported: Path, digits: Splits, tmp_path: Path) -> None:

@@ -24,9 +24,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from serving.decoding.decoder import Decoder, ReadImage
 from serving.decoding.formats import declared_format
 from serving.decoding.limits import Limits, RefusedFileError
-from serving.decoding.pool import Decoder, ReadImage, decoder_pool
 
 SIZE = 8
 SECONDS = 1.0
@@ -43,8 +43,7 @@ def decode(data: bytes, name: str = "", limits: Limits = LIMITS) -> list[ReadIma
     """What a fresh child process makes of a file."""
 
     async def work() -> list[ReadImage]:
-        async with decoder_pool(limits, 1) as pool:
-            decoder = Decoder(pool, SIZE, 1, limits)
+        async with Decoder(SIZE, 1, limits) as decoder:
             return await decoder.decode(data, declared_format(name, ""), preview=0)
 
     return asyncio.run(work())
@@ -195,8 +194,7 @@ def test_every_hostile_file_is_refused_soon_in_flat_memory() -> None:
     """One child takes them all, so that what one file leaves behind would show."""
 
     async def work() -> None:
-        async with decoder_pool(LIMITS, 1) as pool:
-            decoder = Decoder(pool, SIZE, 1, LIMITS)
+        async with Decoder(SIZE, 1, LIMITS) as decoder:
             await decoder.decode(PNG, None, 0)
             (child,) = decoding_children()
             await decoder.decode(GOOD_HDF5, None, 0)  # h5py is loaded
@@ -292,24 +290,22 @@ class TestChildren:
         Image.new("RGB", (4900, 4900)).save(file, "PNG", compress_level=1)
 
         async def work() -> None:
-            async with decoder_pool(dataclasses.replace(LIMITS, seconds=20), 1) as pool:
-                decoder = Decoder(pool, SIZE, 1, LIMITS)
+            async with Decoder(SIZE, 1, dataclasses.replace(LIMITS, seconds=20)) as decoder:
                 await decoder.decode(PNG, None, 0)
                 (first,) = decoding_children()
-                pool._seconds = 0.1
+                decoder._pool._children[0]._seconds = 0.1
                 with pytest.raises(RefusedFileError, match=r"more than 0\.1 s") as caught:
                     await decoder.decode(file.getvalue(), None, 0)
                 assert caught.value.status == 413
-                assert not first.is_running()
-                pool._seconds = 20
+                while first.is_running():  # until its end is noticed
+                    await asyncio.sleep(0.01)
                 assert len(await decoder.decode(PNG, None, 0)) == 1
 
         asyncio.run(work())
 
     def test_one_that_dies_is_replaced(self) -> None:
         async def work() -> None:
-            async with decoder_pool(LIMITS, 1) as pool:
-                decoder = Decoder(pool, SIZE, 1, LIMITS)
+            async with Decoder(SIZE, 1, LIMITS) as decoder:
                 await decoder.decode(PNG, None, 0)
                 (child,) = decoding_children()
                 os.kill(child.pid, signal.SIGSTOP)
@@ -319,6 +315,23 @@ class TestChildren:
                 with pytest.raises(RefusedFileError, match="crashes"):
                     await task
                 assert len(await decoder.decode(PNG, None, 0)) == 1
+
+        asyncio.run(work())
+
+    def test_files_behind_one_that_kills_its_decoder_are_read(self) -> None:
+        async def work() -> None:
+            async with Decoder(SIZE, 1, LIMITS) as decoder:
+                await decoder.decode(PNG, None, 0)
+                (child,) = decoding_children()
+                os.kill(child.pid, signal.SIGSTOP)
+                tasks = [asyncio.create_task(decoder.decode(PNG, None, 0)) for _ in range(40)]
+                await asyncio.sleep(0.05)
+                tasks[1].cancel()
+                os.kill(child.pid, signal.SIGKILL)
+                found = await asyncio.gather(*tasks, return_exceptions=True)
+                assert isinstance(found[0], RefusedFileError)
+                assert isinstance(found[1], asyncio.CancelledError)
+                assert [len(images) for images in found[2:] if isinstance(images, list)] == [1] * 38
 
         asyncio.run(work())
 

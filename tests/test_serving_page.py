@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.serving import running_service
+from benchmarks.service_clients import running_service
 from data import Splits
 from labelling.uploads import Uploads
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from benchmarks.serving import png, running_service
+from benchmarks.service_clients import png, running_service
 from serving.exported import read_exported
 
 OPERATIONS = (

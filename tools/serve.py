@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import UserError, exit_status
+from serving.threads import use_one_thread
 
 if TYPE_CHECKING:
     from labelling.uploads import Uploads
@@ -72,6 +73,7 @@ def _export(arguments: argparse.Namespace, folder: Path) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the command line and run; the exit status."""
+    use_one_thread()  # before anything loads numpy
     from serving.command import add_service_arguments
 
     parser = argparse.ArgumentParser(

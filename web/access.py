@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from errors import UserError
+from web.timeout import timeout
 
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 MAX_BODY_BYTES = 1 << 20
@@ -37,6 +38,9 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+RAW_HEADERS = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
+RAW_NAMES = {name for name, _ in RAW_HEADERS}
+CACHE_CONTROL = (b"cache-control", b"no-store")  # unless the answer has its own
 
 
 @dataclass(frozen=True)
@@ -129,10 +133,10 @@ class AccessMiddleware:
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                answer = MutableHeaders(scope=message)
-                for name, value in HEADERS.items():
-                    answer[name] = value
-                answer.setdefault("Cache-Control", "no-store")
+                own = [header for header in message["headers"] if header[0] not in RAW_NAMES]
+                if all(name != CACHE_CONTROL[0] for name, _ in own):
+                    own.append(CACHE_CONTROL)
+                message["headers"] = own + RAW_HEADERS
             await send(message)
 
         refusal = self._refusal(scope, headers)
@@ -197,7 +201,8 @@ class AccessMiddleware:
             if complete:  # what is left to receive is the end of the connection
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, deadline - loop.time()))
+                async with timeout(max(0.0, deadline - loop.time())):
+                    message = await receive()
             except asyncio.TimeoutError:
                 raise HTTPException(408, "body: it took too long; send it again") from None
             if message["type"] == "http.request":

@@ -7,25 +7,44 @@ its memory and keeps it from writing files. The service kills it when a file tak
 from __future__ import annotations
 
 import contextlib
+import json
 import resource
 import signal
 import sys
+from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from serving.decoding.frames import packed, read_message
 from serving.decoding.images import DecodedImage, decode_file
 from serving.decoding.limits import Limits, RefusedFileError
 
 
-def answer(request: dict[str, Any], data: bytes) -> bytes:
+@dataclass(frozen=True)
+class Settings:
+    """What all files have in common: the network's input, and the limits."""
+
+    size: int
+    channels: int
+    limits: Limits
+
+    @classmethod
+    def from_json(cls, text: str) -> Settings:
+        """As `decoder.Decoder` writes them."""
+        values = json.loads(text)
+        return cls(values["size"], values["channels"], Limits(**values["limits"]))
+
+
+def answer(settings: Settings, request: dict[str, Any], data: bytes) -> bytes:
     """The message that answers a request: the images of `data`, or why it is refused."""
-    limits = Limits(**request["limits"])
+    limits = settings.limits
     try:
         images = decode_file(
             data,
             request["declared"],
-            request["size"],
-            request["channels"],
+            settings.size,
+            settings.channels,
             limits,
             request["preview"],
         )
@@ -50,16 +69,19 @@ def _packed_images(images: list[DecodedImage]) -> bytes:
 
 def main() -> None:
     """Answer requests until the service closes the pipe."""
-    memory_bytes = int(sys.argv[1])
+    settings = Settings.from_json(sys.argv[1])
+    memory_bytes = settings.limits.memory_bytes
     with contextlib.suppress(ValueError):  # macOS knows no such limit
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group
+    # Pillow's own limit is only ever raised: it guards images inside of other images.
+    Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS or 0, settings.limits.max_pixels)
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     # Libraries that print must not disturb the messages.
     sys.stdout = sys.stderr
     while (message := read_message(requests)) is not None:
-        answers.write(answer(*message))
+        answers.write(answer(settings, *message))
         answers.flush()
 
 

@@ -5,9 +5,9 @@ A message is the length of its JSON part and of its bytes, 4 bytes each, then bo
 
 from __future__ import annotations
 
-import asyncio
 import json
 import struct
+from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 HEADER = struct.Struct(">II")
@@ -28,12 +28,22 @@ def read_message(stream: BinaryIO) -> tuple[dict[str, Any], bytes] | None:
     return json.loads(stream.read(text_length)), stream.read(data_length)
 
 
-async def receive_message(stream: asyncio.StreamReader) -> tuple[dict[str, Any], bytes]:
-    """The same without blocking.
+class Frames:
+    """Cuts a stream of bytes, which comes in parts, into messages."""
 
-    Raises:
-        asyncio.IncompleteReadError: the other side ended.
-    """
-    text_length, data_length = HEADER.unpack(await stream.readexactly(HEADER.size))
-    text = await stream.readexactly(text_length)
-    return json.loads(text), await stream.readexactly(data_length)
+    def __init__(self) -> None:
+        self._received = bytearray()
+
+    def received(self, part: bytes) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Yield the messages that `part` completes."""
+        self._received += part
+        while len(self._received) >= HEADER.size:
+            text_length, data_length = HEADER.unpack_from(self._received)
+            text_end = HEADER.size + text_length
+            end = text_end + data_length
+            if len(self._received) < end:
+                return
+            values = json.loads(self._received[HEADER.size : text_end])
+            data = bytes(self._received[text_end:end])
+            del self._received[:end]
+            yield values, data

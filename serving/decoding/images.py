@@ -13,7 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from data_sources.image_file import decode, read_picture, with_channels
+from data_sources.image_file import (
+    check_image,
+    decode_opened,
+    read_picture,
+    with_channels,
+)
 from errors import UserError
 from serving.decoding import arrays
 from serving.decoding.formats import PICTURES, check_format
@@ -81,7 +86,8 @@ def _decode_picture(
     try:
         with Image.open(BytesIO(data), formats=[found]) as image:
             _check_pixels(image.width, image.height, limits)
-        decoded = decode(BytesIO(data), size, name="the file", max_pixels=limits.max_pixels)
+            check_image(image, limits.max_pixels)
+            decoded = decode_opened(image, size)
         picture = b""
         if preview:
             shown = read_picture(BytesIO(data), name="the file", max_pixels=limits.max_pixels)
@@ -92,10 +98,10 @@ def _decode_picture(
         raise RefusedFileError(400, str(error)) from error
     except Image.DecompressionBombError as error:
         raise RefusedFileError(413, f"the {found} file is too large: {error}") from error
-    # PIL's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
+    # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files.
     except Exception as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise RefusedFileError(400, f"the {found} file cannot be used: {reason}") from error
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise RefusedFileError(400, f"the {found} file is unusable ({reason})") from error
     pixels = with_channels(decoded.pixels, channels)
     return DecodedImage("", *decoded.original_size, pixels, picture)
 

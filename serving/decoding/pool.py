@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import dataclasses
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from serving.decoding.frames import packed, receive_message
-from serving.decoding.limits import Limits, RefusedFileError
+from serving.decoding.frames import packed
+from serving.decoding.limits import RefusedFileError
+from serving.decoding.process import Answer, ChildProcess, Job
 
 ROOT = Path(__file__).resolve().parents[2]  # what `serving` is imported from
-STREAM_BYTES = 2**20
 
 
 class ChildPool:
-    """A fixed number of child processes, each of which answers one message at a time.
+    """A fixed number of child processes that answer messages.
 
-    A child that dies or takes too long is replaced; the others go on. Use it as an asynchronous
-    context manager: leaving it ends the children.
+    A child may have several small messages at a time, so it need not wait for the next one after
+    each answer. A child that dies or takes too long is replaced. The message that it was at is
+    refused; those behind it are given out again. Use the pool as an asynchronous context manager:
+    leaving it ends the children.
 
     Args:
         arguments: of Python, such as `-m serving.decoding.child`.
@@ -38,71 +35,87 @@ class ChildPool:
         self._arguments = arguments
         self._count = count
         self._seconds = seconds
-        self._idle: asyncio.Queue[asyncio.subprocess.Process | None] = asyncio.Queue()
-        self._children: set[asyncio.subprocess.Process] = set()
+        self._waiting: deque[Job] = deque()
+        self._children: list[ChildProcess] = []
+        self._starting = 0
+        self._tasks: set[asyncio.Task[None]] = set()  # that start and end children
 
     async def __aenter__(self) -> ChildPool:
         for _ in range(self._count):
-            self._idle.put_nowait(await self._start())
+            self._children.append(await self._start())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for child in list(self._children):
-            await self._kill(child)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        children, self._children = self._children, []
+        for child in children:
+            await child.kill()
 
-    async def ask(self, values: dict[str, Any], data: bytes) -> tuple[dict[str, Any], bytes]:
+    async def ask(self, values: dict[str, Any], data: bytes) -> Answer:
         """The answer to a message.
 
         Raises:
-            RefusedFileError: 400, the child died or was killed over it.
+            RefusedFileError: 400, the child died over it; 413, it took too long.
         """
-        async with self._child() as child:
-            assert child.stdin is not None
-            assert child.stdout is not None
-            child.stdin.write(packed(values, data))
-            await child.stdin.drain()
-            return await receive_message(child.stdout)
+        job = Job(packed(values, data), asyncio.get_running_loop().create_future())
+        self._waiting.append(job)
+        self._hand_out()
+        return await job.answer
 
-    @contextlib.asynccontextmanager
-    async def _child(self) -> AsyncIterator[asyncio.subprocess.Process]:
-        child = await self._idle.get()
-        try:
-            if child is None or child.returncode is not None:
-                child = await self._start()
-            async with timeout(self._seconds):
-                yield child
-        except BaseException as error:
-            # Also where the request was cancelled: the child's answer must reach nobody else.
-            if child is not None:
-                await self._kill(child)
-            child = None
-            if isinstance(error, asyncio.TimeoutError):
-                text = f"reading it takes more than {self._seconds:g} s; send a smaller file"
-                raise RefusedFileError(413, text) from None
-            if isinstance(error, (OSError, asyncio.IncompleteReadError)):
-                raise RefusedFileError(400, "the file crashes its decoder") from error
-            raise
-        finally:
-            self._idle.put_nowait(child)
+    def _hand_out(self) -> None:
+        """Give the jobs that wait to the children, as far as they take them."""
+        while self._waiting:
+            while len(self._children) + self._starting < self._count:
+                self._starting += 1
+                self._run(self._replace())
+            if not self._children:
+                return
+            child = min(self._children, key=lambda one: len(one.jobs))
+            if not child.takes(self._waiting[0]):
+                return
+            job = self._waiting.popleft()
+            if not job.answer.done():  # whoever asked may have gone
+                child.send(job)
 
-    async def _start(self) -> asyncio.subprocess.Process:
-        child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=STREAM_BYTES,
-            cwd=ROOT,
-            env=_environment(),
+    async def _start(self) -> ChildProcess:
+        def protocol() -> ChildProcess:
+            return ChildProcess(self._seconds, self._hand_out, self._lost)
+
+        _, child = await asyncio.get_running_loop().subprocess_exec(
+            protocol, sys.executable, *self._arguments, stderr=None, cwd=ROOT, env=_environment()
         )
-        self._children.add(child)
         return child
 
-    async def _kill(self, child: asyncio.subprocess.Process) -> None:
-        self._children.discard(child)
-        with contextlib.suppress(ProcessLookupError):
-            child.kill()
-        await child.wait()
+    async def _replace(self) -> None:
+        """Start a child for the jobs that wait."""
+        try:
+            child = await self._start()
+            if not child.is_lost:
+                self._children.append(child)
+        except OSError as error:  # there is no memory or no process left
+            if self._waiting:
+                text = f"no decoder can be started ({error.strerror}); try again"
+                self._waiting.popleft().refuse(RefusedFileError(503, text))
+        finally:
+            self._starting -= 1
+        self._hand_out()
+
+    def _lost(self, child: ChildProcess, error: RefusedFileError) -> None:
+        self._run(child.kill())
+        if child in self._children:
+            self._children.remove(child)
+        if child.jobs:
+            child.jobs.popleft().refuse(error)
+        self._waiting.extendleft(reversed(child.jobs))
+        child.jobs.clear()
+        self._hand_out()
+
+    def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _environment() -> dict[str, str]:
@@ -114,86 +127,3 @@ def _environment() -> dict[str, str]:
         "OPENBLAS_NUM_THREADS": "1",
         "HDF5_PLUGIN_PRELOAD": "::",
     }
-
-
-@contextlib.asynccontextmanager
-async def timeout(seconds: float) -> AsyncIterator[None]:
-    """Cancel the body after `seconds` and raise asyncio.TimeoutError (Python 3.10 lacks it)."""
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
-
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
-
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if expired:
-            raise asyncio.TimeoutError from None
-        raise
-    finally:
-        timer.cancel()
-
-
-@dataclass(frozen=True)
-class ReadImage:
-    """One image of a file: uint8 [C, S, S] for the network, and a PNG to look at or nothing."""
-
-    name: str
-    width: int
-    height: int
-    pixels: NDArray[np.uint8]
-    preview: bytes
-
-
-class Decoder:
-    """Decodes files in a pool of children, for a network of one input size."""
-
-    def __init__(self, pool: ChildPool, size: int, channels: int, limits: Limits) -> None:
-        self._pool = pool
-        self._shape = (channels, size, size)
-        self._limits = limits
-
-    async def decode(self, data: bytes, declared: str | None, preview: int) -> list[ReadImage]:
-        """All images of a file.
-
-        Args:
-            declared: the format that it claims to be, if it does.
-            preview: the longest side of a picture to look at, in pixels; 0: none.
-
-        Raises:
-            RefusedFileError: it is damaged, too large or of another kind.
-        """
-        channels, size, _ = self._shape
-        request = {
-            "declared": declared,
-            "size": size,
-            "channels": channels,
-            "preview": preview,
-            "limits": dataclasses.asdict(self._limits),
-        }
-        answer, content = await self._pool.ask(request, data)
-        if "error" in answer:
-            raise RefusedFileError(answer["status"], answer["error"])
-        return self._images(answer["images"], content)
-
-    def _images(self, described: list[dict[str, Any]], content: bytes) -> list[ReadImage]:
-        shape = (len(described), *self._shape)
-        count = int(np.prod(shape))
-        pixels = np.frombuffer(content, np.uint8, count).reshape(shape)
-        images, position = [], count
-        for one, values in zip(described, pixels, strict=True):
-            preview = content[position : position + one["preview"]]
-            position += one["preview"]
-            images.append(ReadImage(one["name"], one["width"], one["height"], values, preview))
-        return images
-
-
-def decoder_pool(limits: Limits, count: int) -> ChildPool:
-    """Children that decode files within `limits`."""
-    arguments = ("-m", "serving.decoding.child", str(limits.memory_bytes))
-    return ChildPool(arguments, count, limits.seconds)
