@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from errors import UserError
-from serving.exported import ONNX, WEIGHTS, ExportedModel
+from serving.exported import EVIDENCE, ONNX, WEIGHTS, ExportedModel
 
 ENGINES = ("onnx", "torch")
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -32,6 +32,9 @@ class OnnxEngine:
         options.intra_op_num_threads = 1
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        # Of several outputs, only what is asked for is computed.
+        self._options = onnxruntime.RunOptions()
+        self._options.only_execute_path_to_fetches = True
         try:
             self._session = onnxruntime.InferenceSession(
                 str(folder / ONNX), options, providers=["CPUExecutionProvider"]
@@ -44,8 +47,20 @@ class OnnxEngine:
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine`."""
-        logits, embeddings = self._session.run(["logits", "embeddings"], {"images": images})
+        names = ["logits", "embeddings"]
+        logits, embeddings = self._session.run(names, {"images": images}, self._options)
         return logits, embeddings
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether `evidence` can be called: the network ends in mean pooling and a linear layer."""
+        return any(output.name == EVIDENCE for output in self._session.get_outputs())
+
+    def evidence(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Class activation maps float32 [classes, h, w] of one image uint8 [C, S, S]."""
+        (maps,) = self._session.run([EVIDENCE], {"images": image[np.newaxis]}, self._options)
+        evidence: NDArray[np.float32] = maps[0]
+        return evidence
 
 
 class TorchEngine:

@@ -3,7 +3,8 @@
 `tools.export` writes the folder, the service reads it. Neither torch nor the data set is needed.
 
     config.json              classes, input, calibration, outlier threshold, training, version
-    model.onnx               images uint8 [N, C, S, S] -> logits, probabilities, embeddings
+    model.onnx               images uint8 [N, C, S, S] -> logits, probabilities, embeddings and,
+                             where the network ends in mean pooling, evidence
     model.safetensors        weights, by the names of resnet_custom.SplitNetwork
     references.safetensors   embeddings float32 [n, D] of the labelled images; absent without data
     README.md                the model card
@@ -30,6 +31,7 @@ CONFIG, ONNX, WEIGHTS, REFERENCES = (
     "model.safetensors",
     "references.safetensors",
 )
+EVIDENCE = "evidence"  # the output of model.onnx that activation maps are made of
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ STATUSES = {
     "413": "The file is too large.",
     "415": "The file is of a kind that is not read, or not of the kind that it claims to be.",
     "500": "The server failed.",
-    "501": "Activation maps need torch, which is not installed here.",
+    "501": "Activation maps of this network need torch, which is not here.",
     "503": "Too many requests wait; Retry-After says for how many seconds to wait.",
 }
 READ_STATUSES = ("401", "403", "500")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 from dataclasses import dataclass, field
@@ -12,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serving.activation import activation_pool
+from serving.activation import ActivationMaps
 from serving.batching import Batcher
 from serving.decoding.decoder import Decoder, ReadImage
 from serving.decoding.formats import declared_format
 from serving.decoding.limits import Limits, RefusedFileError
-from serving.decoding.pool import ChildPool
 from serving.engine import Engine, load_engine
 from serving.exported import read_exported, read_references
 from serving.metrics import Metrics
@@ -71,12 +69,12 @@ class Service:
             self.model.image_size, self.model.channels, limits, settings.decoders
         )
         self._stack = contextlib.AsyncExitStack()
-        self._activation: ChildPool | None = None
-        self._activation_lock = asyncio.Lock()
+        self._maps = ActivationMaps(folder, self._engine)
 
     async def __aenter__(self) -> Service:
         await self._stack.enter_async_context(self._decoder)
         await self._stack.enter_async_context(self._batcher)
+        await self._stack.enter_async_context(self._maps)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,19 +129,12 @@ class Service:
         """A PNG that shows where an image speaks for a class, to be laid over the picture.
 
         Raises:
-            RefusedFileError: 415, there is no such class; 400, the map cannot be made.
+            RefusedFileError: 400, there is no such class, or the map cannot be made; 501, it needs
+                torch, which is not here.
         """
         if class_name not in self.model.classes:
             raise RefusedFileError(400, f"class {class_name[:60]!r} is unknown")
-        async with self._activation_lock:
-            if self._activation is None:  # torch is loaded only when somebody asks
-                pool = activation_pool(self.folder)
-                self._activation = await self._stack.enter_async_context(pool)
-        request = {"class": self.model.classes.index(class_name)}
-        answer, png = await self._activation.ask(request, image.pixels.tobytes())
-        if "error" in answer:
-            raise RefusedFileError(answer["status"], answer["error"])
-        return png
+        return await self._maps.draw(image.pixels, self.model.classes.index(class_name))
 
 
 def _described(image: ReadImage, prediction: Prediction) -> dict[str, Any]:

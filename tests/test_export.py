@@ -24,7 +24,7 @@ from tools import export
 from tools.container_files import PACKAGES
 from tools.evaluate.measure import evaluate_split
 from tools.model_card import model_card
-from tools.onnx_file import Agreement, compare_onnx, write_onnx
+from tools.onnx_file import Agreement, PixelsToProbabilities, compare_onnx, write_onnx
 from training.inference import Inference
 
 
@@ -95,7 +95,7 @@ def test_onnx_agrees_for_any_number_of_images(exported: Path, run: Run, count: i
     onnx.checker.check_model(str(exported / "model.onnx"))
     session = onnxruntime.InferenceSession(str(exported / "model.onnx"))
     images = run.splits.test.images[:count]
-    logits, probabilities, embeddings = session.run(None, {"images": images.numpy()})
+    logits, probabilities, embeddings, _ = session.run(None, {"images": images.numpy()})
     expected = run.inference.logits(run.inference.embed(images, "test"))
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-4)
     np.testing.assert_allclose(probabilities, expected.softmax(1).numpy(), atol=1e-5)
@@ -161,6 +161,14 @@ def test_resnet_can_be_exported(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=generator)
     write_onnx(inference, images[:2], tmp_path / "model.onnx")
     assert compare_onnx(inference, images, tmp_path / "model.onnx").other_classes == 0
+
+
+def test_evidence_needs_mean_pooling() -> None:
+    """A MobileNetV3 has a layer between its pooling and its embedding."""
+    network = SplitNetwork("torchvision:mobilenet_v3_small", 3, 3, torch.Generator()).eval()
+    inference = Inference(network, torch.full((3,), 0.5), torch.ones(3), torch.float32, 8)
+    example = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    assert not PixelsToProbabilities(inference, example).has_evidence
 
 
 def test_another_network_is_noticed(exported: Path, run: Run) -> None:

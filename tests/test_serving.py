@@ -6,9 +6,11 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -19,6 +21,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -26,17 +29,20 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from benchmarks.service_clients import png, running_service
+from data import normalise
 from errors import UserError
 from labelling.log import AnswerLog
 from labelling.uploads import Uploads
+from reporting.grad_cam import grad_cam
 from run_folder import reader
 from run_folder.reader import Run, open_run
 from serving import command
+from serving.activation import enlarged
 from serving.app import Correct, service_app
 from serving.batching import Batcher
 from serving.decoding.limits import Limits
 from serving.engine import OnnxEngine, TorchEngine
-from serving.exported import ExportedModel, read_exported, read_references
+from serving.exported import EVIDENCE, ExportedModel, read_exported, read_references
 from serving.outliers import Neighbours
 from serving.service import Service, ServiceSettings
 from tools import serve
@@ -179,15 +185,43 @@ def test_neighbours_are_the_nearest() -> None:
 
 
 class TestActivation:
-    def test_is_a_picture_of_the_evidence(
-        self, client: TestClient, images: NDArray[np.uint8]
+    def ask(self, client: TestClient, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        answer = client.post("/activation?class=3", content=png(image), headers=PNG)
+        assert answer.headers["content-type"] == "image/png", answer.text
+        return np.asarray(Image.open(io.BytesIO(answer.content)))
+
+    def test_equals_grad_cam(
+        self, client: TestClient, exported: Path, run: Run, images: NDArray[np.uint8]
     ) -> None:
-        url = "/activation?class=3"
-        answer = client.post(url, content=png(images[0]), headers=PNG)
-        assert answer.headers["content-type"] == "image/png"
-        picture = Image.open(io.BytesIO(answer.content))
-        assert picture.mode == "RGBA"
-        assert np.asarray(picture)[..., 3].max() > 100
+        classes = torch.full((len(images),), 3)
+        mean, std = run.inference.mean, run.inference.std
+        normalised = normalise(torch.from_numpy(images), mean, std)
+        expected = grad_cam(run.inference.network, normalised, classes).numpy()
+        engine = OnnxEngine(exported)
+        for image, one in zip(images, expected, strict=True):
+            found = enlarged(engine.evidence(image)[3], images.shape[-1])
+            np.testing.assert_allclose(found, one, atol=1e-4)
+        picture = self.ask(client, images[0])
+        assert picture.shape == (256, 256, 4)
+        assert picture[..., 3].max() > 100
+
+    def test_of_another_network_comes_from_torch(
+        self, client: TestClient, exported: Path, images: NDArray[np.uint8], tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:  # fmt: skip
+        other = Path(shutil.copytree(exported, tmp_path / "other"))
+        proto = onnx.load(other / "model.onnx")
+        (evidence,) = [output for output in proto.graph.output if output.name == EVIDENCE]
+        proto.graph.output.remove(evidence)
+        onnx.save(proto, other / "model.onnx")
+        with client_of(other) as (slow, _):
+            expected = self.ask(client, images[0]).astype(int)
+            assert abs(self.ask(slow, images[0]).astype(int) - expected).max() <= 1
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+        with client_of(other) as (none, _):
+            answer = none.post("/activation?class=3", content=png(images[0]), headers=PNG)
+            assert answer.status_code == 501
+            assert "need torch" in answer.json()["error"]
 
     def test_unknown_class_and_several_images(
         self, client: TestClient, images: NDArray[np.uint8]
@@ -412,7 +446,7 @@ def test_exported_code_serves_without_torch(exported: Path) -> None:
         answer = httpx.post(address + "invocations", content=body, headers=image)
         assert len(answer.json()["predictions"]) == 1
         activation = httpx.post(address + "activation?class=3", content=body, headers=PNG)
-        assert activation.status_code == 501
+        assert activation.headers["content-type"] == "image/png"
         loaded = Path(f"/proc/{process.pid}/maps")
         if loaded.exists():
             assert "libtorch" not in loaded.read_text()

@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
-import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from benchmarks.service_clients import png, running_service
-from serving.exported import read_exported
+from benchmarks.service_clients import running_service
 
 OPERATIONS = (
     ("/health", "GET"),
@@ -31,10 +28,6 @@ OPERATIONS = (
 @pytest.fixture(scope="module")
 def schema(exported: Path) -> Iterator[Any]:
     with running_service(exported) as (_, port):
-        # The first map waits for torch to be loaded, longer than schemathesis waits for an answer.
-        address = f"http://127.0.0.1:{port}/activation?class={read_exported(exported).classes[0]}"
-        image = {"file": ("a.png", png(np.zeros((1, 8, 8), np.uint8)))}
-        assert httpx.post(address, files=image, timeout=120).status_code == 200
         yield schemathesis.openapi.from_url(f"http://127.0.0.1:{port}/openapi.json")
 
 
