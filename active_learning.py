@@ -558,6 +558,7 @@ class ActiveLearner:
             generator,
             self.hp.pretrained,
             self.hp.freeze_backbone,
+            self.hp.averages_rotations,
         )
         if self._backbone is not None:
             network.backbone.load_state_dict(self._backbone)

@@ -126,6 +126,7 @@ class SplitNetwork(nn.Module):
             have other shapes, are still drawn.
         freeze_backbone: train the head only. The backbone then has no gradients and stays in eval
             mode, so its BatchNorm statistics do not change.
+        average_rotations: in eval mode, `embed` averages over the four quarter turns of the image.
 
     Raises:
         UserError: the architecture is unknown, cannot be split, or its ImageNet weights cannot be
@@ -140,10 +141,12 @@ class SplitNetwork(nn.Module):
         generator: torch.Generator,
         pretrained: bool = False,
         freeze_backbone: bool = False,
+        average_rotations: bool = False,
     ) -> None:
         super().__init__()
         self._architecture = get_architecture(architecture)
         self._freeze_backbone = freeze_backbone
+        self._average_rotations = average_rotations
         self._repeats_grey = self._architecture.colour_only and in_channels == 1
         # Layers draw their initial weights from the global generator. `initialise` replaces those
         # weights; for a model of torchvision's own, the global generator is seeded from ours.
@@ -200,7 +203,19 @@ class SplitNetwork(nn.Module):
         nn.init.zeros_(self.classifier.bias)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Embeddings [B, D] of images [B, C, H, W]; D is 2048 for a ResNet-50."""
+        """Embeddings [B, D] of images [B, C, S, S]; D is 2048 for a ResNet-50.
+
+        With `average_rotations`, this is the mean over the image's four quarter turns in eval mode.
+        The head is linear, so the logits are the mean of the four logits as well.
+        """
+        if self.training or not self._average_rotations:
+            return self.embed_upright(images)
+        # The upright images come last, so that hooks on the backbone keep what belongs to them.
+        turned = [self.embed_upright(rotated(images, turns)) for turns in (3, 2, 1, 0)]
+        return torch.stack([embeddings.float() for embeddings in turned]).mean(0)
+
+    def embed_upright(self, images: Tensor) -> Tensor:
+        """Embeddings [B, D] of images [B, C, S, S] as they stand."""
         if self._repeats_grey:
             images = images.expand(-1, 3, -1, -1)
         return self.backbone(images)
@@ -226,6 +241,11 @@ class SplitNetwork(nn.Module):
     def forward(self, images: Tensor, dropout_mask: Tensor | None = None) -> Tensor:
         """Logits [B, classes] of images [B, C, H, W]."""
         return self.head(self.embed(images), dropout_mask)
+
+
+def rotated(images: Tensor, turns: int) -> Tensor:
+    """Images [B, C, S, S] rotated by `turns` times 90 degrees."""
+    return images.rot90(turns, (2, 3)).contiguous(memory_format=torch.channels_last)
 
 
 def dropout_masks(count: int, size: int, probability: float, generator: torch.Generator) -> Tensor:

@@ -20,7 +20,8 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
     Localization", arXiv 1610.02391: the maps of the last convolutional stage, each weighted by the
     mean gradient of the class's logit, summed; evidence against the class is cut off. The maps
     are enlarged bilinearly, so they are no finer than that stage (4 x 4 for a 28 x 28 image in a
-    ResNet). In a vision transformer the patches that enter its last block replace the stage.
+    ResNet). In a vision transformer the patches that enter its last block replace the stage. A map
+    shows the image as it stands, also where predictions average over rotations.
 
     Args:
         network: in eval mode; it is left as it is.
@@ -45,7 +46,7 @@ def grad_cam(network: SplitNetwork, images: Tensor, classes: Tensor) -> Tensor:
     try:
         with torch.enable_grad():
             # The images ask for gradients because no parameter of a frozen backbone does.
-            logits = network(images.detach().requires_grad_())
+            logits = network.head(network.embed_upright(images.detach().requires_grad_()))
             (stage,) = stages
             (gradient,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), stage)
     finally:

@@ -110,6 +110,7 @@ def open_model(path: Path, checkpoint: str = "best") -> Model:
         len(description.class_names),
         description.channels,
         make_generator(description.seed, "unused"),
+        average_rotations=hp.averages_rotations,
     )
     try:
         network.load_state_dict(read_tensors(folder / names.WEIGHTS))

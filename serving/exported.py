@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, ONNX, WEIGHTS, REFERENCES = (
     "config.json",
     "model.onnx",
@@ -75,6 +75,7 @@ class ExportedModel:
     Attributes:
         channels: 1 for grey images, 3 for colour.
         image_size: S, in pixels; images of another size are resized to S x S.
+        average_rotations: embeddings and logits are means over four quarter turns of the image.
         classes: their names, in the order of the logits.
         mean, std: of the training images, a value a channel, in units of full brightness.
         temperature: divides the logits before the softmax; fitted on validation.
@@ -85,6 +86,7 @@ class ExportedModel:
     architecture: str
     channels: int
     image_size: int
+    average_rotations: bool
     classes: list[str]
     mean: list[float]
     std: list[float]

@@ -23,7 +23,11 @@ def load_inference(weights: Path, model: ExportedModel, device: torch.device) ->
         UserError: the weights are missing, damaged or of another network.
     """
     network = SplitNetwork(
-        model.architecture, len(model.classes), model.channels, torch.Generator()
+        model.architecture,
+        len(model.classes),
+        model.channels,
+        torch.Generator(),
+        average_rotations=model.average_rotations,
     )
     try:
         network.load_state_dict(load_file(weights))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from active_learning import ActiveLearner
+from data import Splits
 from errors import UserError
 from resnet_custom import SplitNetwork
 from run_folder import reader
-from run_folder.reader import Run, open_run
+from run_folder.description import Goal, RunDescription
+from run_folder.reader import Run, open_model, open_run
+from run_folder.tables import MetricsTable, queries_csv
+from run_folder.writer import RunFolder
+from serving.engine import load_engine
 from serving.exported import read_exported, read_references
 from serving.outliers import Neighbours
+from tests.conftest import ask
 from tools import export
 from tools.container_files import PACKAGES
 from tools.evaluate.measure import evaluate_split
+from tools.exporting import Source, content_without_data, write_folder
 from tools.model_card import model_card
 from tools.onnx_file import Agreement, PixelsToProbabilities, compare_onnx, write_onnx
 from training.inference import Inference
@@ -169,6 +178,61 @@ def test_evidence_needs_mean_pooling() -> None:
     inference = Inference(network, torch.full((3,), 0.5), torch.ones(3), torch.float32, 8)
     example = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
     assert not PixelsToProbabilities(inference, example).has_evidence
+
+
+def test_mean_over_rotations_can_be_exported(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    sessions = []
+    for averaging in (False, True):
+        network = SplitNetwork(
+            "small_cnn", 3, 3, torch.Generator().manual_seed(1), average_rotations=averaging
+        )
+        inference = Inference(
+            network.eval(), torch.full((3,), 0.5), torch.ones(3), torch.float32, 8
+        )
+        file = tmp_path / f"{averaging}.onnx"
+        write_onnx(inference, images[:2], file)
+        assert compare_onnx(inference, images, file).difference < 1e-5
+        sessions.append(onnxruntime.InferenceSession(str(file)))
+    plain, averaged = sessions
+    turned = {"images": images.rot90(1, (2, 3)).numpy()}
+    one, other = (
+        averaged.run(["logits"], given)[0] for given in ({"images": images.numpy()}, turned)
+    )
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    # The evidence is that of the upright image in both.
+    one, other = (one.run(["evidence"], {"images": images.numpy()})[0] for one in sessions)
+    np.testing.assert_allclose(one, other, atol=1e-4)
+    assert not np.allclose(plain.run(["evidence"], turned)[0], one, atol=1e-2)
+
+
+def test_a_run_its_export_and_its_service_average_over_rotations(
+    make_learner: Callable[..., ActiveLearner], digits: Splits, tmp_path: Path
+) -> None:
+    learner = make_learner(flips_and_rotations=True, average_rotations=True)
+    ask(learner)
+    learner.train()
+    evaluation = learner.evaluate(digits.val, digits.test)
+    description = RunDescription.of_trial(learner, digits, Goal())
+    folder = RunFolder.create(tmp_path / "run", {"hyperparameters": {}}, description, False)
+    metrics = MetricsTable()
+    metrics.add(0, {"val_loss": evaluation.val["loss"]})
+    sources = digits.train.sources
+    queries = queries_csv(learner.pool, digits.class_names, sources, digits.train.labels)
+    folder.save_checkpoint(learner, metrics, queries)
+    model = open_model(folder.path)
+    images = digits.test.images
+    logits = model.inference.logits(model.inference.embed(images, "test"))
+    torch.testing.assert_close(logits, evaluation.test_logits)
+    write_folder(content_without_data(Source(folder.path)), tmp_path / "exported")
+    exported = read_exported(tmp_path / "exported")
+    assert exported.average_rotations
+    for name in ("onnx", "torch"):
+        served, _ = load_engine(name, tmp_path / "exported", exported).run(images.numpy())
+        np.testing.assert_allclose(served, evaluation.test_logits.numpy(), atol=1e-4)
+    upright = model.inference.logits(model.inference.embed_batch(images, upright=True))
+    assert not torch.allclose(upright, evaluation.test_logits, atol=1e-2)
 
 
 def test_another_network_is_noticed(exported: Path, run: Run) -> None:

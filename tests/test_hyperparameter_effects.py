@@ -48,6 +48,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "class_balanced_batches": (True, {}),
     "class_weighted_loss": (True, {}),
     "flips_and_rotations": (True, {}),
+    "average_rotations": (True, {"flips_and_rotations": True}),
     "crop_padding": (0, {}),
     "colour_jitter": (0.0, {}),
     "stain_jitter": (0.5, {}),
@@ -208,7 +209,7 @@ def test_the_network_gets_what_to_start_from(
     values = small_values(architecture="vgg16", pretrained=True, freeze_backbone=freeze)
     ActiveLearner(Hyperparameters.from_mapping(values), colour, 0)
     assert given[0][0] == "vgg16"
-    assert given[0][4:] == (True, freeze)
+    assert given[0][4:] == (True, freeze, False)
 
 
 def test_a_pretrained_backbone_is_started_from(

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from errors import UserError
-from resnet_custom import SplitNetwork, dropout_masks
+from resnet_custom import SplitNetwork, dropout_masks, rotated
 
 
 def build(architecture: str = "resnet18", seed: int = 0, channels: int = 3) -> SplitNetwork:
@@ -103,6 +103,42 @@ def test_monte_carlo_logits_are_passes_of_the_head() -> None:
     assert passes.shape == (4, 7, 9)
     for mask, logits in zip(masks, passes, strict=True):
         torch.testing.assert_close(logits, network.head(embeddings, mask), atol=1e-5, rtol=1e-5)
+
+
+def test_four_quarter_turns_are_a_full_turn() -> None:
+    image = torch.arange(9.0).view(1, 1, 3, 3)
+    assert rotated(image, 0).equal(image)
+    assert rotated(image, 1).flatten().tolist() == [2, 5, 8, 1, 4, 7, 0, 3, 6]
+    turned = image
+    for _ in range(4):
+        turned = rotated(turned, 1)
+    assert turned.equal(image)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mean_over_rotations(channels: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    network = SplitNetwork("small_resnet", 9, channels, generator, average_rotations=True)
+    images = torch.randn(3, channels, 12, 12, generator=generator)
+    network(images)  # moves BatchNorm's statistics
+    network.eval()
+    embeddings = network.embed(images)
+    turned = [network.embed_upright(rotated(images, turns)) for turns in range(4)]
+    torch.testing.assert_close(embeddings, torch.stack(turned).mean(0))
+    logits = torch.stack([network.head(one) for one in turned])
+    torch.testing.assert_close(network(images), logits.mean(0))
+    for turns in range(4):
+        torch.testing.assert_close(network.embed(rotated(images, turns)), embeddings)
+    assert not torch.allclose(turned[0], embeddings, atol=1e-3)
+
+
+def test_training_does_not_average_over_rotations() -> None:
+    images = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    one, other = (
+        SplitNetwork("small_resnet", 9, 3, torch.Generator().manual_seed(0), average_rotations=on)
+        for on in (False, True)
+    )
+    assert torch.equal(one(images), other(images))
 
 
 def test_pretrained_without_network_says_what_to_do(

@@ -67,7 +67,8 @@ def test_passes_are_those_of_an_obvious_implementation(make_learner: Build) -> N
             looks.append(augmentation.batch(learner.train_store.images, index[None], generator))
         for number, look in enumerate(looks):
             with torch.no_grad():
-                expected = learner.network((look - learner.mean) / learner.std).softmax(1)[0]
+                embedded = learner.network.embed_upright((look - learner.mean) / learner.std)
+                expected = learner.network.head(embedded).softmax(1)[0]
             assert scores.probabilities is not None
             found = scores.probabilities[number, place]
             torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)

@@ -219,6 +219,7 @@ def _describe(content: Content, inference: Inference, onnx: Path) -> ExportedMod
         architecture=model.hp.architecture,
         channels=model.channels,
         image_size=model.hp.image_size,
+        average_rotations=model.hp.averages_rotations,
         classes=list(model.class_names),
         mean=inference.mean.tolist(),
         std=inference.std.tolist(),
@@ -243,7 +244,11 @@ def _check_weights(content: Content, inference: Inference, file: Path) -> None:
     """Rebuild the network from the file and compare it, bit by bit."""
     model, images = content.model, content.images
     rebuilt = SplitNetwork(
-        model.hp.architecture, len(model.class_names), model.channels, torch.Generator()
+        model.hp.architecture,
+        len(model.class_names),
+        model.channels,
+        torch.Generator(),
+        average_rotations=model.hp.averages_rotations,
     )
     rebuilt.load_state_dict(load_file(file))
     again = dataclasses.replace(

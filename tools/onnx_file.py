@@ -31,7 +31,8 @@ class PixelsToProbabilities(nn.Module):
     The evidence, float32 [N, classes, h, w], is the class activation map before it is enlarged
     (Zhou et al. 2016, arXiv 1512.04150): the last stage's maps, weighted by the head. It is there
     if the embedding is the mean of these maps. Grad-CAM is then the same map, up to its scale
-    (Selvaraju et al. 2017, arXiv 1610.02391, section 3.1), and needs no gradients.
+    (Selvaraju et al. 2017, arXiv 1610.02391, section 3.1), and needs no gradients. It belongs to
+    the image as it stands, even if the network averages over rotations.
 
     Args:
         example: two images or more, uint8 [n, C, S, S].
@@ -79,7 +80,7 @@ class PixelsToProbabilities(nn.Module):
 
         hooks = [module.register_forward_hook(note) for module in self.network.modules()]
         with torch.inference_mode():
-            _, _, embeddings = self.forward(example)
+            embeddings = self.network.embed_upright(example.float() * self.scale - self.shift)
         for hook in hooks:
             hook.remove()
         for module, stage in stages:

@@ -51,10 +51,11 @@ class Embedder:
         self._copy.load_state_dict(self._inference_copy().state_dict())
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, upright: bool = False) -> Tensor:
         """Embeddings, float32 [B, D], of normalised images, float [B, C, S, S] on the device.
 
-        B is at most `compiled_size`, if that is given.
+        B is at most `compiled_size`, if that is given. With `upright`, the network does not
+        average over rotations.
         """
         count, size = len(images), self._compiled_size
         if size is not None and count < size:
@@ -63,7 +64,8 @@ class Embedder:
         images = images.contiguous(memory_format=torch.channels_last)
         enabled = self._dtype != torch.float32
         with torch.autocast(images.device.type, self._dtype, enabled=enabled):
-            return self._copy.embed(images)[:count].float()
+            embed = self._copy.embed_upright if upright else self._copy.embed
+            return embed(images)[:count].float()
 
     # Outside inference mode even if the caller is in it: `refresh` could not change its tensors.
     @torch.inference_mode(mode=False)

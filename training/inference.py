@@ -115,10 +115,13 @@ class Inference:
         return torch.cat(blocks)
 
     @torch.inference_mode()
-    def embed_batch(self, batch: Tensor) -> Tensor:
-        """The same for a batch that fits on the device; at most `step` images if compiled."""
+    def embed_batch(self, batch: Tensor, upright: bool = False) -> Tensor:
+        """The same for a batch that fits on the device; at most `step` images if compiled.
+
+        upright: do not average over rotations, even if the network does.
+        """
         batch = batch.to(self.device).contiguous(memory_format=torch.channels_last)
-        return self._embedder(normalise(batch, self.mean, self.std))
+        return self._embedder(normalise(batch, self.mean, self.std), upright)
 
     @torch.inference_mode()
     def logits(self, embeddings: Tensor) -> Tensor:
@@ -140,7 +143,8 @@ class Inference:
             generator = torch.Generator(self.device).manual_seed(seed)
             view = passes.augmentation.view(batch, generator)
             normalised = (view - self.mean[:, None, None]) / self.std[:, None, None]
-            logits.append(self.logits(self._embedder(normalised)).unsqueeze(0))
+            embedded = self._embedder(normalised, upright=True)
+            logits.append(self.logits(embedded).unsqueeze(0))
         return torch.cat(logits).softmax(2)
 
     @torch.inference_mode()

@@ -2,6 +2,8 @@
 
 `PoolScorer` shares each sweep among data-parallel ranks and puts the parts together, so that every
 rank ends with the same scores. Images are not augmented and BatchNorm's statistics do not change.
+A query takes the images as they stand. Evaluations average over rotations if the network does,
+which would make a sweep over the whole pool four times as long.
 """
 
 from __future__ import annotations
@@ -61,7 +63,7 @@ class PoolScorer:
         """
         embeddings, probabilities = [], []
         for batch in self._sweep(images, candidates, title):
-            block = self._inference.embed_batch(batch)
+            block = self._inference.embed_batch(batch, upright=True)
             probabilities.append(self._inference.probabilities(batch, block, passes))
             if strategy.embeddings:
                 embeddings.append(block.half())
@@ -82,7 +84,7 @@ class PoolScorer:
     def embeddings(self, images: Tensor, indices: Tensor, title: str) -> Tensor:
         """Float16 [k, D] for the images at `indices` (int64 [k])."""
         blocks = [
-            self._inference.embed_batch(batch).half()
+            self._inference.embed_batch(batch, upright=True).half()
             for batch in self._sweep(images, indices, title)
         ]
         return self._ranks.gather(torch.cat(blocks), len(indices))

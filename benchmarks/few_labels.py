@@ -1,0 +1,195 @@
+"""What raises the accuracy that 250 labels of the blood cells give?
+
+    python -m benchmarks.few_labels --data-dir data --output few_labels.csv --seeds 0 1 2 3 4
+
+Every recipe, a change of `COMMON`, runs with every seed until 250 images are labelled. The network
+of the last round is then evaluated in four ways: with its last weights or with the mean of its
+weights over the last part of the round, and on the images as they stand or as a mean over their
+four orientations. The validation split chooses the recipe; the test split is only reported.
+
+Each run adds its rows to --output. The command can be stopped at any time; when started again, it
+performs only the missing runs. Seconds are those of the CPU, with one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from active_learning import ActiveLearner, label_round
+from data import ImageStore, Splits
+from errors import UserError, exit_status
+from reporting.files import csv_text, write_atomically
+from resnet_custom import SplitNetwork
+from tools.compare.statistics import half_width
+from tools.compare.tables import markdown
+from training.experiment_config import load
+from training.hyperparameters import Hyperparameters
+from training.inference import Inference
+from training.loading import load_data
+from training.oracle import SimulatedOracle
+
+CONFIG = Path("configs/bloodmnist.yaml")
+# All recipes: 100 random labels, then 50 a round.
+COMMON: dict[str, Any] = {
+    "rounds": 4,
+    "initial_labeled_size": 100,
+    "samples_to_label": 50,
+    "batches_per_round": 200,
+    "between_rounds": "keep",
+    "average_rotations": False,
+}
+LONG_ROUNDS = {"batches_per_round": 400}
+RECIPES: dict[str, dict[str, Any]] = {
+    "base": {},
+    "rounds of 400 steps": LONG_ROUNDS,
+    "first query at 50 labels": {"rounds": 5, "initial_labeled_size": 50},
+    "rounds of 400 steps, first query at 50 labels": LONG_ROUNDS
+    | {"rounds": 5, "initial_labeled_size": 50},
+}
+AVERAGED_SHARE = 0.3  # of the last round's steps
+KEY = ("recipe", "seed", "weights", "inference")
+COLUMNS = (*KEY, "labels", "val_accuracy", "test_accuracy", "run_seconds", "images_per_second")
+Row = dict[str, str]
+
+
+def run_once(recipe: str, seed: int, splits: Splits) -> list[Row]:
+    """Run one recipe with one seed, and evaluate its last network in four ways; one row each."""
+    values = load(CONFIG)["hyperparameters"] | COMMON | RECIPES[recipe]
+    hp = Hyperparameters.from_mapping(values | {"seed": seed})
+    learner = ActiveLearner(hp, splits.train, seed)
+    oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
+    started = time.process_time()
+    while not learner.finished:
+        label_round(learner, oracle)
+        # Izmailov et al. 2018, arXiv 1803.05407; BatchNorm's statistics are averaged as well.
+        average = AveragedModel(learner.network, use_buffers=True)
+        first = learner.step + round((1 - AVERAGED_SHARE) * hp.batches_per_round)
+
+        def average_from_first(average: AveragedModel = average, first: int = first) -> None:
+            if learner.step > first:
+                average.update_parameters(learner.network)
+
+        learner.train(average_from_first)
+    seconds = time.process_time() - started
+    rows = []
+    for weights, network in (("last", learner.network), ("averaged", average.module)):
+        for inference in ("upright", "rotations"):
+            started = time.process_time()
+            found = [
+                accuracy(learner, network.state_dict(), inference == "rotations", store)
+                for store in (splits.val, splits.test)
+            ]
+            rate = (len(splits.val) + len(splits.test)) / (time.process_time() - started)
+            figures = [str(len(learner.pool.labelled)), *(f"{one:.5f}" for one in found)]
+            figures += [f"{seconds:.1f}", f"{rate:.0f}"]
+            cells = (recipe, str(seed), weights, inference, *figures)
+            rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
+
+
+def accuracy(
+    learner: ActiveLearner, state: Mapping[str, Tensor], average_rotations: bool, store: ImageStore
+) -> float:
+    """Accuracy on `store` of the learner's network with the weights `state`."""
+    network = SplitNetwork(
+        learner.hp.architecture,
+        store.num_classes,
+        store.channels,
+        torch.Generator(),
+        average_rotations=average_rotations,
+    )
+    network.load_state_dict(state)
+    inference = Inference(
+        network.to(memory_format=torch.channels_last).eval(),
+        learner.mean,
+        learner.std,
+        learner.compute_dtype,
+        learner.hp.scoring_batch_size,
+    )
+    predicted = inference.logits(inference.embed(store.images, "evaluating")).argmax(1)
+    return float((predicted == store.labels).float().mean())
+
+
+def summary(rows: list[Row]) -> str:
+    """Markdown table: each recipe's accuracy and its gain over the first, with 95 % intervals."""
+    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
+    for row in rows:
+        key = (row["recipe"], row["weights"], row["inference"])
+        groups.setdefault(key, {})[row["seed"]] = row
+    base = groups.get((next(iter(RECIPES)), "last", "upright"), {})
+    lines = []
+    for (recipe, weights, inference), by_seed in groups.items():
+        cells = [recipe, weights, inference, str(len(by_seed))]
+        for split in ("val_accuracy", "test_accuracy"):
+            cells.append(_interval([float(row[split]) for row in by_seed.values()], "{:.4f}"))
+        shared = sorted(by_seed.keys() & base.keys())
+        gains = [
+            float(by_seed[seed]["test_accuracy"]) - float(base[seed]["test_accuracy"])
+            for seed in shared
+        ]
+        cells.append(_interval(gains, "{:+.4f}") if gains and by_seed is not base else "")
+        for column in ("run_seconds", "images_per_second"):
+            cells.append(f"{np.mean([float(row[column]) for row in by_seed.values()]):,.0f}")
+        lines.append(cells)
+    header = ["recipe", "weights", "inference", "seeds", "val accuracy", "test accuracy"]
+    header += ["gain, test", "CPU s per run", "images/s predicted"]
+    return markdown((header, lines))
+
+
+def _interval(values: list[float], form: str) -> str:
+    mean = form.format(np.mean(values))
+    return mean if len(values) < 2 else f"{mean} ± {half_width(np.array(values)):.4f}"
+
+
+def read(path: Path) -> list[Row]:
+    """The rows of the CSV file; an empty list if it does not exist."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Perform the missing runs, and print the table of all rows."""
+    unknown = [name for name in arguments.recipes if name not in RECIPES]
+    if unknown:
+        raise UserError(f"--recipes {unknown[0]!r}: unknown; allowed are {', '.join(RECIPES)}")
+    torch.set_num_threads(1)
+    values = load(CONFIG)["hyperparameters"]
+    splits = load_data(Hyperparameters.from_mapping(values), arguments.data_dir)
+    rows = read(arguments.output)
+    for seed in arguments.seeds:
+        for recipe in arguments.recipes:
+            if any((row["recipe"], row["seed"]) == (recipe, str(seed)) for row in rows):
+                continue
+            rows += run_once(recipe, seed, splits)
+            table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
+            write_atomically(arguments.output, table)
+            print(rows[-1], flush=True)
+    print(summary(rows))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse the command line and run; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data-dir", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="CSV file")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    arguments = parser.parse_args(argv)
+    return exit_status(lambda: measure(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

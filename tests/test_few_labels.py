@@ -1,0 +1,63 @@
+"""The benchmark of few labels: a tiny real study in two goes, and its table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from active_learning import ActiveLearner, label_round
+from benchmarks import few_labels
+from data import Splits
+from tests.conftest import small_values
+from training.hyperparameters import Hyperparameters
+from training.oracle import SimulatedOracle
+
+COMMON = {"rounds": 2, "initial_labeled_size": 20, "samples_to_label": 20, "label_budget": 40}
+RECIPES: dict[str, dict[str, int]] = {"base": {}, "longer": {"batches_per_round": 8}}
+
+
+@pytest.fixture
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The command line of a small study on the digits."""
+    config = tmp_path / "small.yaml"
+    values = small_values(flips_and_rotations=True, batches_per_round=4)
+    config.write_text(yaml.safe_dump({"hyperparameters": values}))
+    monkeypatch.setattr(few_labels, "CONFIG", config)
+    monkeypatch.setattr(few_labels, "COMMON", COMMON)
+    monkeypatch.setattr(few_labels, "RECIPES", RECIPES)
+    return ["--data-dir", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
+
+
+def test_a_study_continues_where_it_was_stopped(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert few_labels.main([*command, "--seeds", "0", "--recipes", "longer"]) == 0
+    first = few_labels.read(tmp_path / "rows.csv")
+    assert few_labels.main([*command, "--seeds", "0", "1"]) == 0
+    rows = few_labels.read(tmp_path / "rows.csv")
+    assert rows[: len(first)] == first
+    keys = {tuple(row[name] for name in few_labels.KEY) for row in rows}
+    assert len(keys) == len(rows) == 2 * 2 * 4
+    assert {row["labels"] for row in rows} == {"40"}
+    # The four evaluations of one run differ, and so do the recipes.
+    assert len({row["test_accuracy"] for row in rows if row["seed"] == "0"}) > 4
+    table = capsys.readouterr().out.splitlines()[-8:]
+    assert [line.split(" | ")[3] for line in table] == ["2"] * 8
+
+
+def test_unknown_recipe(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert few_labels.main([*command, "--recipes", "lnger"]) == 2
+    assert "--recipes 'lnger': unknown; allowed are base, longer" in capsys.readouterr().err
+
+
+def test_evaluation_is_that_of_the_learner(digits: Splits) -> None:
+    for averaging in (False, True):
+        values = small_values(flips_and_rotations=True, average_rotations=averaging)
+        learner = ActiveLearner(Hyperparameters.from_mapping(values), digits.train, 0)
+        label_round(learner, SimulatedOracle(digits.train.labels))
+        learner.train()
+        state = learner.network.state_dict()
+        found = few_labels.accuracy(learner, state, averaging, digits.test)
+        assert found == learner.evaluate(digits.val, digits.test).test["accuracy"]
