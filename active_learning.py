@@ -49,7 +49,7 @@ class Evaluation:
 
     round: the round that has ended.
     labels: how many labels the network was trained on.
-    annotation_minutes: what they cost the annotator.
+    annotation_minutes: what those of the pool cost the annotator.
     val, test: `classification_metrics` of each split; `test` is empty where it has no labels.
     val_logits, test_logits: float32 [N, classes], on the device.
     temperature: divides logits to calibrate them; fitted on validation.
@@ -285,7 +285,7 @@ class ActiveLearner:
         round_ = self.round
         self.pool.answer(answers)
         self.pool.correct(answers.corrections)
-        self._added = answers.added
+        self.train_also_on(answers.added)
         if len(self.pool.asked):
             return
         complete = self.pool.labels_of(round_) >= self.query_sizes[round_]
@@ -296,6 +296,15 @@ class ActiveLearner:
                     "is nothing to train on; label some of them, or check the class list"
                 )
             self.pool.rounds = round_ + 1
+
+    def train_also_on(self, added: Added | None) -> None:
+        """Train the round on these images from outside of the pool, too."""
+        self._added = added
+
+    @property
+    def corrected_uploads(self) -> int:
+        """How many images from outside of the pool the round trains on."""
+        return 0 if self._added is None else len(self._added.labels)
 
     def _candidates(self, round_: int) -> Tensor:
         """Dataset indices to choose among, ascending: all unlabelled, or a random part of them."""
@@ -474,7 +483,7 @@ class ActiveLearner:
         self._end_round(round_, val_metrics, temperature)
         return Evaluation(
             round=round_,
-            labels=len(self.pool.labelled),
+            labels=len(self.pool.labelled) + self.corrected_uploads,
             annotation_minutes=self.annotation_minutes,
             val=val_metrics,
             test=_metrics_of_labelled(test_logits, test.labels),

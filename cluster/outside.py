@@ -19,6 +19,7 @@ from cluster.questions import ASKED_CHECKPOINT, LABELLING, texts
 from errors import UserError
 from labelling.batch import batch_folders
 from labelling.outcome import close_batch, is_closed, read_answers
+from labelling.uploads import FOLDER as UPLOADS
 from run_folder.names import DESCRIPTION, METRICS
 
 SECONDS_BETWEEN_LOOKS = 5.0
@@ -115,6 +116,9 @@ class Experiment:
                     temporary = target.with_name(f".{target.name}.tmp")
                     shutil.copytree(batch, temporary, dirs_exist_ok=True)
                     temporary.rename(target)
+            uploads = self._run / LABELLING / UPLOADS
+            if (folder / LABELLING / UPLOADS).is_dir() and not uploads.exists():
+                shutil.copytree(folder / LABELLING / UPLOADS, uploads)
             for file in (METRICS, DESCRIPTION):
                 if (folder / file).exists():
                     shutil.copy(folder / file, self._run / file)

@@ -22,11 +22,15 @@ from determined.experimental import client
 from active_learning import ActiveLearner
 from cluster.master import Master
 from data import Splits
+from errors import UserError
 from labelling.batch import FOLDER_NAME, IMAGES, batch_folders
 from labelling.log import ANSWERS_FILE, CLOSED_FILE
 from labelling.oracle import PeopleOracle
 from labelling.outcome import is_closed
 from labelling.settings import settings_path
+from labelling.uploads import FOLDER as UPLOADS
+from labelling.uploads import Uploads
+from run_folder.description import read_description
 
 LABELLING = "labelling"  # the folder in a checkpoint, and the key in its metadata
 # Says in that folder which trial it belongs to and, where people are asked, what to continue from.
@@ -35,6 +39,7 @@ QUESTION = "question.json"
 ASKS = "waiting for labels, checkpoint "
 ASKED_CHECKPOINT = re.compile(re.escape(ASKS) + r"([0-9a-f-]{36})")
 SECONDS_FOR_PAUSE = 300.0
+LARGEST_UPLOADS = 2**25  # bytes of text; a master's requests may have 96 MiB
 
 logger = logging.getLogger("active_learning")
 
@@ -118,14 +123,19 @@ class Questions:
             time.sleep(1)
 
     def store(self, folder: Path, continues: str | None = None, asks: bool = False) -> None:
-        """Copy the labelling files into a checkpoint's `folder`, pictures of open batches too."""
+        """Copy the labelling files into a checkpoint's `folder`.
+
+        Of the pictures, those of open batches and of uploads are still needed.
+        """
         target = folder / LABELLING
         if (self._run / LABELLING).is_dir():
             hidden = shutil.ignore_patterns(IMAGES, ".*")
             shutil.copytree(self._run / LABELLING, target, ignore=hidden)
-            for batch in batch_folders(self._run):
-                if not is_closed(batch):
-                    shutil.copytree(batch / IMAGES, target / batch.name / IMAGES)
+            kept = [batch.name for batch in batch_folders(self._run) if not is_closed(batch)]
+            if (self._run / LABELLING / UPLOADS / IMAGES).is_dir():
+                kept.append(UPLOADS)
+            for name in kept:
+                shutil.copytree(self._run / LABELLING / name / IMAGES, target / name / IMAGES)
         target.mkdir(exist_ok=True)
         values = {
             "origin": self._origin,
@@ -137,23 +147,39 @@ class Questions:
 
 
 def texts(run: Path) -> dict[str, str]:
-    """The files that people's work changes, by their path below `labelling`."""
+    """The files that people's work changes, by their path below `labelling`.
+
+    Raises:
+        UserError: the corrected uploads are more than a master takes.
+    """
     paths = [settings_path(run)]
     for batch in batch_folders(run):
         paths += [batch / ANSWERS_FILE, batch / CLOSED_FILE]
-    return {
+    files = {
         str(path.relative_to(run / LABELLING)): path.read_text(encoding="utf-8")
         for path in paths
         if path.exists()
     }
+    size = 0
+    if (run / LABELLING / UPLOADS).is_dir():
+        size = read_description(run)[0].settings["image_size"]
+    uploads = Uploads(run).texts(size)
+    total = sum(map(len, uploads.values()))
+    if total > LARGEST_UPLOADS:
+        raise UserError(
+            f"{run / LABELLING / UPLOADS}: {total / 2**20:.0f} MiB of corrected uploads at "
+            f"{size} pixels, and the master takes {LARGEST_UPLOADS / 2**20:.0f}; move some out"
+        )
+    return {**files, **uploads}
 
 
 def write_texts(run: Path, files: Mapping[str, str]) -> None:
     """Put what `texts` returned into `run`.
 
     The texts come from outside, so no path is trusted: only files that `texts` names are written,
-    and only into batches that are there.
+    and of batches only into those that are there.
     """
+    Uploads(run).write_texts(files)
     for path, text in files.items():
         parts = path.split("/")
         known = parts == [settings_path(run).name] or (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from labelling.batch import (
 from labelling.doubts import forget_doubts, read_doubts
 from labelling.log import SKIP_REASONS
 from labelling.outcome import close_batch, read_answers
-from labelling.uploads import Uploads
+from labelling.uploads import Upload, Uploads
 from labelling.validation import answered_labels
 from training.oracle import Proposal
 from training.pool import Added, Answers, ImageState
@@ -90,15 +90,21 @@ class PeopleOracle:
         return None if bool((labels == UNLABELLED).any()) else labels
 
     def reopen(self) -> None:
-        """Put the batch that the run stopped at into the pool as its open proposal.
+        """Continue where the run stopped.
 
-        So a resumed run neither scores the pool again nor asks for other images.
+        The batch that it stopped at becomes the pool's open proposal, so a resumed run neither
+        scores the pool again nor asks for other images. Inside a round, the learner gets the
+        corrected uploads that the round began with.
 
         Raises:
             UserError: the batch belongs to another run.
         """
         learner = self._learner
-        if not learner.labels_due or len(learner.pool.query_of(learner.round)):
+        if not learner.labels_due:
+            noted = Uploads(self._run).noted(learner.round) if self._is_first else []
+            learner.train_also_on(self._share(self._added(noted)))
+            return
+        if len(learner.pool.query_of(learner.round)):
             return
         parts = parts_of_round(self._run, learner.round) if self._is_first else []
         batch = self._share(read_batch(parts[0]) if parts else None)
@@ -136,7 +142,8 @@ class PeopleOracle:
                 )
             if self._is_complete(folder):
                 answers = _in_order(proposal.indices, close_batch(folder))
-                answers = replace(answers, added=self._uploads(proposal.round))
+                uploads = Uploads(self._run).closed(proposal.round)
+                answers = replace(answers, added=self._added(uploads))
         return self._share(answers)
 
     def labelled_validation(self, val: ImageStore) -> ImageStore | None:
@@ -186,9 +193,8 @@ class PeopleOracle:
                 "it away"
             )
 
-    def _uploads(self, round_: int) -> Added | None:
+    def _added(self, uploads: Sequence[Upload]) -> Added | None:
         """The images of the upload page that people gave a class, as the network sees them."""
-        uploads = Uploads(self._run).closed(round_)
         store = self._splits.train
         known = [one for one in uploads if one.class_name in store.class_names]
         for one in uploads:
@@ -199,7 +205,6 @@ class PeopleOracle:
                 )  # fmt: skip
         if not known:
             return None
-        logger.info("round %d also trains on %d corrected uploads", round_, len(known))
         size, channels = store.images.shape[-1], store.channels
         pixels = [with_channels(decode(one.path, size).pixels, channels) for one in known]
         labels = [store.class_names.index(one.class_name) for one in known]

@@ -11,21 +11,25 @@ The same picture uploaded again keeps its number, so a change of mind is one mor
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import io
 import json
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock
 from PIL import Image
 
-from data_sources.image_file import read_picture
+from data_sources.image_file import decode, read_picture
 from errors import UserError
 from labelling.log import ANSWERS_FILE, Answer, AnswerLog
 from reporting.files import write_atomically
 
 FOLDER, IMAGES = "uploads", "images"
+TEXTS = re.compile(rf"{FOLDER}/({re.escape(ANSWERS_FILE)}|{IMAGES}/[0-9]{{1,9}}\.(png|json))")
 LONGEST_NAME = 300
 
 
@@ -105,13 +109,22 @@ class Uploads:
         Raises:
             UserError: a file is damaged or cannot be written.
         """
-        path = self._folder / f"round_{round_:03d}.json"
-        if not (self._folder / ANSWERS_FILE).exists():
+        path = self._round_path(round_)
+        if (self._folder / ANSWERS_FILE).exists() and not path.exists():
+            content = {str(one.number): one.class_name for one in self.labelled()}
+            write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
+        return self.noted(round_)
+
+    def noted(self, round_: int) -> list[Upload]:
+        """What `closed` has given for a round; nothing if it was not called.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        path = self._round_path(round_)
+        if not path.exists():
             return []
         uploads = {one.number: one for one in self.labelled()}
-        if not path.exists():
-            content = {str(number): one.class_name for number, one in uploads.items()}
-            write_atomically(path, json.dumps(content, ensure_ascii=False) + "\n")
         try:
             classes = json.loads(path.read_text(encoding="utf-8"))
             return [
@@ -119,6 +132,45 @@ class Uploads:
             ]
         except (OSError, ValueError, LookupError, AttributeError) as error:
             raise UserError(f"{path}: damaged ({error}); put it back from a copy") from error
+
+    def texts(self, size: int) -> dict[str, str]:
+        """The log, the pictures' names and the pictures, by path below the run's `labelling`.
+
+        The pictures are in base64, at the size at which the network sees them, which changes
+        nothing that a run trains on.
+
+        Args:
+            size: side of the network's images, in pixels.
+
+        Raises:
+            UserError: a file is damaged.
+        """
+        log = self._folder / ANSWERS_FILE
+        if not log.exists():
+            return {}
+        files = {f"{FOLDER}/{ANSWERS_FILE}": log.read_text(encoding="utf-8")}
+        for one in self.labelled():
+            picture = decode(one.path, size).pixels
+            file = io.BytesIO()
+            Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(
+                file, "PNG"
+            )
+            place = f"{FOLDER}/{IMAGES}/{one.number}"
+            files[f"{place}.png"] = base64.b64encode(file.getvalue()).decode()
+            files[f"{place}.json"] = one.path.with_suffix(".json").read_text(encoding="utf-8")
+        return files
+
+    def write_texts(self, files: Mapping[str, str]) -> None:
+        """Write what `texts` returned; every other path is passed over."""
+        known = {path: text for path, text in files.items() if TEXTS.fullmatch(path)}
+        for path, text in known.items():
+            target = self._folder.parent / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            content = base64.b64decode(text) if target.suffix == ".png" else text
+            write_atomically(target, content)
+
+    def _round_path(self, round_: int) -> Path:
+        return self._folder / f"round_{round_:03d}.json"
 
     def _number(self, picture: Image.Image, source: str) -> int:
         """The picture's number; it is written first where it is new."""

@@ -37,13 +37,19 @@ def training_metrics(
 
 
 def query_metrics(
-    proposal: Proposal, pool: Pool, classes: int, minutes: float, truth: Tensor | None
+    proposal: Proposal,
+    pool: Pool,
+    classes: int,
+    minutes: float,
+    truth: Tensor | None,
+    corrected_uploads: int = 0,
 ) -> dict[str, float]:
     """Cost and composition of a query, for the group `active_learning`.
 
-    `class_imbalance` is the size of the largest class among all labels, divided by the size of the
-    smallest; an absent class counts as one image. `wrong_labels` is the number of labels that
-    differ from `truth`.
+    `labeled_samples` is the number of labels that the round trains on: those of the pool, and those
+    of images from outside of it, which `corrected_uploads` counts. `class_imbalance` is the size of
+    the largest class in the pool, divided by the size of the smallest; an absent class counts as
+    one image. `wrong_labels` is the number of labels of the pool that differ from `truth`.
 
     Args:
         truth: true labels, int64 [N], if a simulated oracle knows them.
@@ -51,11 +57,13 @@ def query_metrics(
     labelled = pool.labelled
     counts = torch.bincount(pool.labels[labelled], minlength=classes)
     metrics: dict[str, float] = {
-        "labeled_samples": len(labelled),
+        "labeled_samples": len(labelled) + corrected_uploads,
         "annotation_minutes": minutes,
         "query_seconds": proposal.seconds,
         "class_imbalance": float(counts.max() / counts.min().clamp(min=1)),
     }
+    if corrected_uploads:
+        metrics["corrected_uploads"] = corrected_uploads
     if len(pool.skipped):
         metrics["skipped_samples"] = len(pool.skipped)
     if truth is not None:

@@ -81,6 +81,7 @@ class Reporter:
             len(self._class_names),
             learner.annotation_minutes,
             self._truth,
+            learner.corrected_uploads,
         )
         queried = queried_classes(learner.pool, round_, self._class_names)
         self.metrics.add(round_, {**values, **queried})
@@ -91,10 +92,13 @@ class Reporter:
                 f" (mean uncertainty {values['uncertainty_queried']:.3f} nats, all candidates "
                 f"{values['uncertainty_candidates']:.3f})"
             )
+        outside = ""
+        if learner.corrected_uploads:
+            outside = f", {learner.corrected_uploads} of them of corrected uploads"
         logger.info(
-            "round %d: %s chose %d images%s in %.1f s; %d labels so far",
+            "round %d: %s chose %d images%s in %.1f s; %d labels so far%s",
             round_, proposal.strategy, len(proposal.indices), uncertainty, proposal.seconds,
-            values["labeled_samples"],
+            values["labeled_samples"], outside,
         )  # fmt: skip
 
     def trained(self, loss: float, accuracy: float, learning_rate: float) -> None:

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from determined.common.api import authentication
 from determined.experimental import client
+from PIL import Image
 
 from cluster.outside import Experiment
 from cluster.questions import texts, write_texts
 from data import load_splits
+from data_sources.image_file import decode
 from errors import UserError
 from labelling.batch import batch_folders, read_batch
 from labelling.log import Answer, AnswerLog
 from labelling.outcome import is_closed
+from labelling.uploads import Uploads
 from tests.fake_master import EXPERIMENT_ID, TOKEN, FakeMaster, Request, Trial
 from tests.labelling_runs import made_up_run
 from tests.reliability import processes
@@ -82,8 +87,8 @@ def make_trial(tmp_path: Path) -> Iterator[Any]:
         def make(name: str, **changes: Any) -> Trial:
             master = PausingMaster()
             masters.enter_context(master)
-            small: dict[str, Any] = {"architecture": "small_cnn", "rounds": 2}
-            config = {"checkpoint_storage": {}, **experiment(**small, **changes)}
+            small: dict[str, Any] = {"architecture": "small_cnn", "rounds": 2, **changes}
+            config = {"checkpoint_storage": {}, **experiment(**small)}
             trial = Trial(master, tmp_path / name, config)
             master.storage = trial.storage
             return trial
@@ -157,6 +162,34 @@ def test_a_trial_that_people_label_is_the_simulated_one(
     assert (run / "metrics.csv").exists()  # for the page's chart
 
 
+def test_corrected_uploads_reach_the_trial(make_trial: Any, log_in: Any, tmp_path: Path) -> None:
+    trial = make_trial("people", oracle="people", rounds=1)
+    run_once(trial)
+    log_in(trial.master)
+    run = tmp_path / "outside"
+    outside = Experiment(EXPERIMENT_ID, run)
+    (folder,) = batch_folders(run)
+    answers = [Answer("Ana", item.index, "1") for item in read_batch(folder).images]
+    AnswerLog(folder).append(answers)
+    for name, level in (("a.png", 10), ("b.png", 200)):
+        file = io.BytesIO()
+        Image.new("RGB", (30, 20), (level, 90, 60)).save(file, "PNG")
+        Uploads(run).add(file.getvalue(), name, "2", "Ana")
+    outside.start()
+    run_once(trial)
+    (report,) = trial.master.of_group("active_learning")
+    assert report.values["corrected_uploads"] == 2
+    assert report.values["labeled_samples"] == len(answers) + 2
+    # The last checkpoint holds them, for the next round and for whoever labels it elsewhere.
+    (uploads,) = {path.parent for path in trial.storage.glob("*/labelling/uploads/round_000.json")}
+    stored = Uploads(uploads.parent.parent).noted(0)
+    assert [(one.source, one.class_name) for one in stored] == [("a.png", "2"), ("b.png", "2")]
+    for one, level in zip(stored, (10, 200), strict=True):
+        expected = Uploads(run).labelled()[one.number]
+        np.testing.assert_array_equal(decode(one.path, 8).pixels, decode(expected.path, 8).pixels)
+        assert decode(one.path, 8).pixels[0, 0, 0] == level
+
+
 def test_answers_from_outside_are_written_into_batches_only(tmp_path: Path) -> None:
     folder = made_up_run(tmp_path / "run", 2)
     AnswerLog(folder).append([Answer("ann", 0, "tumour")])
@@ -169,6 +202,8 @@ def test_answers_from_outside_are_written_into_batches_only(tmp_path: Path) -> N
         "round_000/batch.json": "x",
         "round_009/answers.jsonl": "x",
     }
+    uploads = ("../images/0.png", "images/../../evil.png", "images/x.png", "round_000.json")
+    evil.update({f"uploads/{path}": "x" for path in uploads})
     before = sorted(path for path in tmp_path.rglob("*"))
     write_texts(tmp_path / "run", {**evil, **good})
     assert sorted(path for path in tmp_path.rglob("*")) == before

@@ -18,16 +18,18 @@ import torch
 from PIL import Image
 from starlette.testclient import TestClient
 
-from data import load_splits
+from active_learning import ActiveLearner
+from data import Splits, load_splits
 from errors import AWAITING_LABELS, OK, UserError
 from labelling.batch import batch_folders, image_path, read_batch
 from labelling.doubts import ask_again, read_doubts
 from labelling.log import Answer, AnswerLog
+from labelling.oracle import PeopleOracle
 from labelling.outcome import close_batch
 from labelling.uploads import Uploads
 from local.run import Request, run_locally
 from run_folder.checkpoint import read_tensors
-from tests.conftest import ROOT, SMALL
+from tests.conftest import ROOT, SMALL, ask
 from tools.doubts import held_out_probabilities, main
 from tools.label.api import label_application
 from tools.label.desk import Desk
@@ -96,6 +98,11 @@ def last_state(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
 
 def queries(run: Path) -> list[dict[str, str]]:
     with (run / "queries.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -194,6 +201,11 @@ def test_corrected_uploads_train_the_next_round(tmp_path: Path, truth: Decide) -
     assert any(not torch.equal(weights[name], other_weights[name]) for name in weights)
     for name, value in pool.items():
         assert torch.equal(value, other_pool[name]) or value.isnan().any(), name
+    # The labels behind the weights are counted, those of uploads apart from those of the budget.
+    (row,), (plain_row,) = metrics(helped), metrics(plain)
+    assert float(row["corrected_uploads"]) == 6
+    assert float(row["labeled_samples"]) == float(plain_row["labeled_samples"]) + 6
+    assert plain_row.get("corrected_uploads") is None
     # What the round took stays, whatever comes later; so a killed run ends in the same weights.
     assert len(Uploads(again).closed(0)) == 6
     Uploads(again).add(file.getvalue(), "late.png", "4", "Ben")
@@ -201,6 +213,25 @@ def test_corrected_uploads_train_the_next_round(tmp_path: Path, truth: Decide) -
     for name, value in last_state(again)[0].items():
         assert torch.equal(value, other_weights[name]), name
     assert [one.class_name for one in Uploads(again).closed(1)] == ["3"] * 5 + ["4"]
+
+
+def test_a_round_continues_with_the_uploads_that_it_began_with(
+    make_learner: Callable[..., ActiveLearner], digits: Splits, tmp_path: Path
+) -> None:
+    learner = make_learner(oracle="people")
+    ask(learner)
+    learner.train_step()
+    oracle = PeopleOracle(tmp_path, learner, digits)
+    file = io.BytesIO()
+    Image.new("L", (20, 12), 90).save(file, "PNG")
+    Uploads(tmp_path).add(file.getvalue(), "early.png", "3", "Ana")
+    oracle.reopen()
+    assert learner.corrected_uploads == 0  # it began before the upload came
+    Uploads(tmp_path).closed(0)
+    Image.new("L", (20, 12), 10).save(file, "PNG")
+    Uploads(tmp_path).add(file.getvalue(), "late.png", "4", "Ana")
+    oracle.reopen()
+    assert learner.corrected_uploads == 1
 
 
 def test_corrections_and_doubts_change_what_the_next_round_trains_on(
