@@ -85,6 +85,13 @@ STRATEGIES: dict[str, Strategy] = {
         labelled_embeddings=True,
         prefilter=True,
     ),
+    "spread_margin": Strategy(
+        hybrid.spread_margin,
+        probabilities=True,
+        embeddings=True,
+        labelled_embeddings=True,
+        prefilter=True,
+    ),
     "half_and_half": Strategy(hybrid.half_and_half, probabilities=True, embeddings=True),
     "badge": Strategy(gradient.badge, probabilities=True, embeddings=True),
     "batch_bald": Strategy(

@@ -15,6 +15,8 @@ traffic. Here one product serves many picks, and the picks are the same:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -23,14 +25,24 @@ from .geometry import Points, smallest_squared_distance, squared_distances
 FRONT = 1024
 
 
+def _itself(squared_distance: Tensor) -> Tensor:
+    return squared_distance
+
+
 def farthest_first(
-    points: Points, k: int, nearest: Tensor | None, weights: Tensor | None = None
+    points: Points,
+    k: int,
+    nearest: Tensor | None,
+    weights: Tensor | None = None,
+    value: Callable[[Tensor], Tensor] = _itself,
 ) -> Tensor:
-    """Positions (int64 [k], in order, distinct) that greedily maximise weight * squared distance.
+    """Positions (int64 [k], in order, distinct) that greedily maximise weight * value of distance.
 
     nearest: [n], squared distance of each point to its nearest existing centre; None: there is
     none, and the first pick is the point nearest to the points' centre.
     weights: float32 [n], positive; None: all one. k must be at most n.
+    value: of squared distances, element by element; must not fall as they grow, and be negative
+    for -1, which marks a picked point.
 
     Ties go to the smaller position as far as rounding of the distances allows. Time O(n k D)
     multiply-adds at most, in matrix products; memory of one block beside the points. One host
@@ -48,15 +60,17 @@ def farthest_first(
         nearest = nearest.clone()
     remaining, steps = k - len(picked), 16
     while remaining > 0:
-        ranked = (nearest * weights).sort(descending=True, stable=True)
+        ranked = (value(nearest) * weights).sort(descending=True, stable=True)
         front = ranked.indices[:FRONT].sort().values
         # Picked points score below zero, so a threshold of zero excludes them.
         threshold = ranked.values[FRONT:][:1].clamp_min(0)
         steps = min(steps, remaining, len(front))
-        chosen, scores = _pick_inside(points, front, nearest[front], weights[front], steps)
+        chosen, scores, reach = _pick_inside(
+            points, front, nearest[front], weights[front], value, steps
+        )
         count = int((scores >= (threshold if len(threshold) else 0)).sum())
         chosen = front[chosen[:count]]
-        _apply(points, chosen, nearest, reach=scores[:count] / weights[chosen])
+        _apply(points, chosen, nearest, reach[:count])
         picked.append(chosen)
         remaining -= count
         steps = max(16, 2 * count)
@@ -64,19 +78,26 @@ def farthest_first(
 
 
 def _pick_inside(
-    points: Points, front: Tensor, nearest: Tensor, weights: Tensor, steps: int
-) -> tuple[Tensor, Tensor]:
-    """`steps` greedy picks among the front: positions inside it, and the scores they had."""
+    points: Points,
+    front: Tensor,
+    nearest: Tensor,
+    weights: Tensor,
+    value: Callable[[Tensor], Tensor],
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`steps` greedy picks among the front: positions inside it, their scores and distances."""
     block = points.block(front)
     between = squared_distances(block, block)
     between.fill_diagonal_(-1)  # a picked point falls below every other
-    chosen, scores = torch.empty_like(front[:steps]), torch.empty_like(nearest[:steps])
+    chosen = torch.empty_like(front[:steps])
+    scores, reach = torch.empty_like(nearest[:steps]), torch.empty_like(nearest[:steps])
     for step in range(steps):
-        best, at = (nearest * weights).max(dim=0, keepdim=True)
+        best, at = (value(nearest) * weights).max(dim=0, keepdim=True)
         chosen[step : step + 1] = at
         scores[step : step + 1] = best
+        reach[step : step + 1] = nearest[at]
         nearest = torch.minimum(nearest, between.index_select(0, at)[0])
-    return chosen, scores
+    return chosen, scores, reach
 
 
 def _apply(points: Points, chosen: Tensor, nearest: Tensor, reach: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 # to reuse (64 MB takes twice as long on a CPU, in page faults), and large enough for fast products.
 BLOCK_ELEMENTS = 2**20
 CENTRE_ELEMENTS = 2**22  # of the sample whose median is the centre
+COPIES_BELOW = 1e-6  # squared distance of vectors of length 1 that are taken for copies
 PRECISION_SAMPLE = 256  # points on which the precision is decided
 LARGEST_ERROR = 1e-3  # relative, of the squared distance between neighbours
 
@@ -176,6 +177,21 @@ def smallest_squared_distance(a: Block, b: Block) -> Tensor:
     # |a|^2 is added last, to one number per row: the large product is read twice less.
     closest = inner_products(a, b).sub_(b.squared_norms / 2).amax(dim=1)
     return (a.squared_norms - 2 * closest).clamp_min_(0)
+
+
+def nearest_neighbour(points: Points, copies_below: float) -> Tensor:
+    """Squared distance from each point to its nearest neighbour, [n]; inf where it has none.
+
+    Neighbours nearer than `copies_below` (squared) are copies and do not count. O(n^2 D) time;
+    memory of a few blocks.
+    """
+    nearest = torch.full_like(points.squared_norms, torch.inf)
+    everything = points.block(slice(None))
+    for rows in points.slices(len(points)):
+        distances = squared_distances(points.block(rows), everything)
+        distances[distances < copies_below] = torch.inf
+        nearest[rows] = distances.amin(dim=1)
+    return nearest
 
 
 def nearest_squared_distance(points: Points, centres: Points) -> Tensor:

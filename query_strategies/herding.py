@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .geometry import Points, of_length_one, squared_distances
+from .geometry import COPIES_BELOW, Points, nearest_neighbour, of_length_one, squared_distances
 from .scores import (
     PoolScores,
     pick_count,
@@ -18,7 +18,6 @@ from .uncertainty import calibrated, margin_uncertainty
 MAX_POOL = 16_000  # candidates in the kernel matrix
 FLOAT32_UP_TO = 4_000  # above, the matrix is kept in half precision
 MAX_HERDING_RADIUS = 1.0  # the authors' value for vectors of length 1
-SMALLEST_SQUARED_RADIUS = 1e-6  # below, two vectors of length 1 are taken for copies
 EVALUATED = 32  # candidates whose gain is computed at a time
 
 
@@ -66,14 +65,10 @@ def u_herding(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
 
 def _smallest_squared_distance(embeddings: Tensor | None) -> float:
     """Between two different vectors, scaled to length 1; `MAX_HERDING_RADIUS` without any."""
-    smallest = torch.inf
-    if embeddings is not None and len(embeddings) > 1:
-        points = Points.of(of_length_one(embeddings))
-        everything = points.block(slice(None))
-        for rows in points.slices(len(points)):
-            distances = squared_distances(points.block(rows), everything)
-            distances[distances < SMALLEST_SQUARED_RADIUS] = torch.inf
-            smallest = min(smallest, float(distances.min()))
+    if embeddings is None or len(embeddings) < 2:
+        return MAX_HERDING_RADIUS**2
+    nearest = nearest_neighbour(Points.of(of_length_one(embeddings)), COPIES_BELOW)
+    smallest = float(nearest.min())
     return MAX_HERDING_RADIUS**2 if smallest == torch.inf else smallest
 
 

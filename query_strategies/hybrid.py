@@ -10,7 +10,13 @@ from torch import Tensor
 from .clustering import k_means_clusters, nearest_to_means, rank_within, sample_by_distance
 from .diversity import distance_to_labelled, k_means
 from .farthest import farthest_first
-from .geometry import Points
+from .geometry import (
+    COPIES_BELOW,
+    Points,
+    nearest_neighbour,
+    nearest_squared_distance,
+    of_length_one,
+)
 from .scores import (
     PoolScores,
     pick_count,
@@ -22,6 +28,8 @@ from .scores import (
 from .uncertainty import margin_uncertainty, predictive_entropy
 
 MEMBERS_PER_CLUSTER = 10
+RADIUS_QUANTILE = 0.05  # of the distances between labelled images and their nearest neighbours
+LAST_RESORT = 1e-6  # what a copy of a labelled image is worth, so that copies go by their margin
 
 
 def most_uncertain(
@@ -104,6 +112,48 @@ def margin_diversity(
     """
     uncertainty = margin_uncertainty(required_probabilities(scores))
     return _spread_of_the_uncertain(scores, k, generator, prefilter_factor, uncertainty)
+
+
+def spread_margin(
+    scores: PoolScores, k: int, generator: torch.Generator, prefilter_factor: float
+) -> Tensor:
+    """Smallest margins, penalised near labelled and picked images.
+
+    Of the prefilter_factor * k candidates of smallest margin, greedily the one of largest
+    (1 - margin) * (1 - exp(-d^2 / r^2)), where d is the distance to the nearest labelled or picked
+    image and embeddings are scaled to length 1. This is the local penalisation that Gonzalez et al.
+    2016, "Batch Bayesian Optimization via Local Penalization", spread a batch with. Where no
+    candidate has a near neighbour it is `margin`; of near-duplicates it takes one.
+
+    The radius r follows the labels, as in UHerding (Bae et al. 2025): it is a low quantile
+    (`RADIUS_QUANTILE`) of the distances between each labelled image and its nearest labelled
+    neighbour. It therefore shrinks as labels come in, and a pool of near-duplicates, of which some
+    are labelled by then, sets it to the distance of the duplicates. Without labels it is 1.
+
+    Cost: that of `farthest_first` for prefilter_factor * k candidates, a copy of them, and
+    O(m^2 D) for m labelled images. ValueError where prefilter_factor is below 1.
+    """
+    count = pick_count(scores, k)
+    uncertainty = margin_uncertainty(required_probabilities(scores))
+    kept, uncertainty = most_uncertain(scores, uncertainty, count, prefilter_factor)
+    if count == 0:
+        return kept.candidates
+    points = Points.of(of_length_one(required_embeddings(kept)))
+    nearest = torch.full_like(points.squared_norms, torch.inf)
+    squared_radius = 1.0
+    if kept.labelled_embeddings is not None and len(kept.labelled_embeddings):
+        labelled = points.beside(of_length_one(kept.labelled_embeddings))
+        nearest = nearest_squared_distance(points, labelled)
+        between = nearest_neighbour(labelled, COPIES_BELOW)
+        between = between[between.isfinite()]
+        if len(between):
+            squared_radius = float(between.quantile(RADIUS_QUANTILE))
+
+    def value(squared_distance: Tensor) -> Tensor:
+        return 1 - torch.exp(-squared_distance / squared_radius) + LAST_RESORT
+
+    weights = relative_weights(uncertainty)
+    return kept.candidates[farthest_first(points, count, nearest, weights, value)]
 
 
 def weighted_k_means(

@@ -218,6 +218,22 @@ def expected_predictive_gain(probabilities: Array, targets: list[int]) -> Array:
     return values
 
 
+def spread_margin(probabilities: Array, points: Array, labelled: Array, k: int) -> list[int]:
+    """Greedy picks by (1 - margin) * (1 - exp(-d^2 / r^2)), one at a time."""
+    points, labelled = unit(points), unit(labelled)
+    between = [
+        nearest_squared(labelled[[i]], np.delete(labelled, i, 0))[0] for i in range(len(labelled))
+    ]
+    radius = np.quantile(between, 0.05)
+    picked: list[int] = []
+    while len(picked) < k:
+        nearest = nearest_squared(points, np.concatenate([labelled, points[picked]]))
+        gains = margins(probabilities) * (1 - np.exp(-nearest / radius))
+        gains[picked] = -1
+        picked.append(int(np.argmax(gains)))
+    return picked
+
+
 def falcun_chances(probabilities: Array, k: int, gamma: float) -> dict[tuple[int, ...], float]:
     """The chance of every ordered k-tuple of picks under FALCUN; probabilities [n, C]."""
     n = len(probabilities)

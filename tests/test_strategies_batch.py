@@ -175,6 +175,41 @@ def test_cluster_margin_takes_from_small_clusters_first_in_turn() -> None:
     assert len(seen) > 1, "members are drawn at random"
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_spread_margin_is_the_greedy_answer(seed: int) -> None:
+    probabilities, x = softmax(2, 60, 3, seed), normal(60, 4, seed=seed)
+    known = normal(25, 4, seed=seed + 20)
+    expected = reference.spread_margin(
+        probabilities.double().numpy(), x.double().numpy(), known.double().numpy(), 30
+    )
+    assert positions("spread_margin", pool_of(probabilities, x, known), 30, factor=100) == expected
+
+
+def test_spread_margin_takes_one_of_each_group_of_copies_before_a_second_one() -> None:
+    angles = torch.tensor([0.0, 1, 2]).repeat_interleave(4) + 1e-3 * torch.arange(12)
+    x = torch.stack([angles.cos(), angles.sin()], dim=1)
+    # Group 0 is the least certain by far, then group 1, then group 2.
+    pool = two_class(torch.tensor([0.45, 0.3, 0.2]).repeat_interleave(4))
+    known = torch.tensor([[0.0, -1.0], [0.1, -1.0]])  # as far apart as the radius
+    picked = positions("spread_margin", pool_of(pool, x, known), 5)
+    assert [p // 4 for p in picked[:3]] == [0, 1, 2]
+    assert positions("margin", pool_of(pool, x), 3) == [0, 1, 2]
+
+
+def test_spread_margin_is_margin_where_nothing_is_near() -> None:
+    probabilities, x = softmax(1, 30, 3), torch.eye(40)[:30]
+    known = torch.tensor([[0.0] * 38 + [1, 0], [0.0] * 38 + [1, 0.01]])
+    expected = positions("margin", pool_of(probabilities), 10)
+    assert positions("spread_margin", pool_of(probabilities, x, known), 10) == expected
+    assert positions("spread_margin", pool_of(probabilities, x), 10) == expected
+
+
+def test_spread_margin_takes_copies_of_labelled_images_last_by_their_margin() -> None:
+    x = torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]])
+    pool = pool_of(two_class(torch.tensor([0.3, 0.4, 0.1, 0.2])), x, torch.tensor([[2.0, 0]]))
+    assert positions("spread_margin", pool, 4) == [2, 1, 0, 3]
+
+
 def test_rank_within_groups() -> None:
     groups = torch.tensor([2, 0, 2, 0, 2, 1])
     values = torch.tensor([1.0, 5.0, 3.0, 5.0, 2.0, 0.0])
