@@ -55,7 +55,7 @@ PREFILTER_FACTOR = 10.0
 MARGIN = "margin"
 STRATEGIES = (
     "random", "margin", "entropy", "uncertainty_diversity", "margin_diversity", "cluster_margin",
-    "weighted_k_means", "badge", "u_herding", "drop_query", "falcun", "k_center",
+    "spread_margin", "weighted_k_means", "badge", "u_herding", "drop_query", "falcun", "k_center",
 )  # fmt: skip
 
 
