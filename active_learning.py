@@ -49,7 +49,7 @@ class Evaluation:
 
     round: the round that has ended.
     labels: how many labels the network was trained on.
-    annotation_minutes: what those of the pool cost the annotator.
+    annotation_minutes: what those of the pool cost the annotators.
     val, test: `classification_metrics` of each split; `test` is empty where it has no labels.
     val_logits, test_logits: float32 [N, classes], on the device.
     temperature: divides logits to calibrate them; fitted on validation.
@@ -188,8 +188,8 @@ class ActiveLearner:
 
     @property
     def annotation_minutes(self) -> float:
-        """The annotator's time for all labels of the pool so far."""
-        return len(self.pool.labelled) * self.hp.seconds_per_label / 60
+        """Annotators' time for all labels of the pool so far."""
+        return self.pool.minutes(self.hp.seconds_per_label)
 
     # --- learn without labels --------------------------------------------------------------
 
@@ -496,6 +496,13 @@ class ActiveLearner:
         """Logits float32 [N, C] of the network as it is, for a store on the device."""
         return self._scorer.logits(store, "evaluating")
 
+    def probabilities_of(self, indices: Tensor) -> Tensor:
+        """Class probabilities of pool images by the network as it is: float32 [k, C], on the CPU.
+
+        All ranks compute them together. indices: int64 [k], dataset indices.
+        """
+        return self.predict(self.train_store.subset(indices)).softmax(1).cpu()
+
     @contextlib.contextmanager
     def inspected(self) -> Iterator[Inference]:
         """The network in eval mode, for one rank to look at: no state of the trial changes."""
@@ -510,7 +517,8 @@ class ActiveLearner:
         # All ranks have to stop together, so they must not differ in the last digit.
         loss, accuracy, temperature = self._agreed(val["loss"], val["accuracy"], temperature)
         # A round that is evaluated again, after an interruption, replaces its own result.
-        self.results[round_:] = [RoundResult(loss, accuracy, None, temperature)]
+        result = RoundResult(loss, accuracy, None, temperature, self.annotation_minutes)
+        self.results[round_:] = [result]
         if self.hp.stop_below_uncertainty and round_ + 1 < len(self.query_sizes):
             started = time.perf_counter()
             scores = self._score(round_ + 1)
@@ -518,7 +526,7 @@ class ActiveLearner:
             mean = float(predictive_entropy(scores.probabilities).mean())
             self._scores_ahead = (scores, time.perf_counter() - started)
             (mean,) = self._agreed(mean)
-            self.results[round_] = replace(self.results[round_], pool_uncertainty=mean)
+            self.results[round_] = replace(result, pool_uncertainty=mean)
 
     def _agreed(self, *values: float) -> list[float]:
         """The first rank's values, on all ranks."""

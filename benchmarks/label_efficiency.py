@@ -159,8 +159,8 @@ def run_once(values: dict[str, Any], copies: int, strategy: str, seed: int) -> d
         settings = with_all_labels(values, len(splits.train))
     hp = Hyperparameters.from_mapping({**settings, "seed": seed})
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
     learner = ActiveLearner(hp, splits.train.to(device), seed)
+    oracle = SimulatedOracle.of_trial(learner, splits.train)
     val, test = (
         evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
     )

@@ -49,8 +49,8 @@ def run(architecture: str, recipe: str, arguments: argparse.Namespace) -> dict[s
     splits = load_data(hp, arguments.data_dir)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     train, val = splits.train.to(device), splits.val.to(device)
-    oracle = SimulatedOracle.of_trial(hp, splits.train, arguments.seed)
     learner = ActiveLearner(hp, train, arguments.seed)
+    oracle = SimulatedOracle.of_trial(learner, splits.train)
     if recipe == "sgd":
         groups = [
             {"params": group["params"], "weight_decay": group["weight_decay"]}

@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "data_dir",
     "rounds",
     "label_budget",
+    "minutes_budget",
     "stop_at_val_accuracy",
     "stop_after_rounds_without_gain",
     "stop_below_uncertainty",
@@ -117,7 +118,7 @@ def _run(
             questions.ask(checkpoint, 0, {})
             return
     else:
-        oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
+        oracle = SimulatedOracle.of_trial(learner, splits.train)
         truth = oracle.truth(torch.arange(len(splits.train)))
     trial = ActiveLearningTrial(
         context, learner, splits, description, master, origin, ranks, oracle, val, truth, questions

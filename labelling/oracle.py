@@ -129,7 +129,8 @@ class PeopleOracle:
         folder = self._folder_of(proposal) if self._is_first else Path()
         folder = self._share(folder)
         is_new = self._share(not (folder / BATCH_FILE).exists())
-        probabilities = self._suggestions(proposal) if is_new and proposal.round > 0 else None
+        suggests = is_new and proposal.round > 0
+        probabilities = self._learner.probabilities_of(proposal.indices) if suggests else None
         answers = None
         if self._is_first:
             if is_new:
@@ -242,11 +243,6 @@ class PeopleOracle:
                 images.append(replace(_image(store, index), label=int(pool.labels[index])))
         return Batch(proposal.round, proposal.strategy, store.class_names, tuple(images))
 
-    def _suggestions(self, proposal: Proposal) -> Tensor:
-        """Class probabilities of the proposed images, float32 [k, classes]; all ranks compute."""
-        store = self._learner.train_store.subset(proposal.indices)
-        return self._learner.predict(store).softmax(1).cpu()
-
     def _is_complete(self, folder: Path) -> bool:
         complete = read_answers(folder).complete
         if complete or not self._wait:
@@ -279,5 +275,10 @@ def _in_order(indices: Tensor, answers: outcome.Answers) -> Answers:
         states.append(int(STATES[answers.skipped[index]] if skipped else ImageState.LABELLED))
         names.append(answers.by[index])
     return Answers(
-        indices, torch.tensor(labels), torch.tensor(states), tuple(names), answers.corrections
+        indices,
+        torch.tensor(labels),
+        torch.tensor(states),
+        tuple(names),
+        answers.corrections,
+        seconds=answers.seconds,
     )

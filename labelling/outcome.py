@@ -47,6 +47,8 @@ class Answers:
         by: dataset index -> who labelled or skipped the image.
         corrections: of a closed batch, the labels of earlier rounds that were changed until it was
             closed: dataset index -> (class index, by whom). It has all of them, not only new ones.
+        seconds: dataset index -> what all annotators spent on the image, where the page measured
+            it. Corrections do not count.
     """
 
     labels: dict[int, int]
@@ -54,6 +56,7 @@ class Answers:
     waiting: tuple[int, ...]
     by: dict[int, str]
     corrections: dict[int, tuple[int, str]]
+    seconds: dict[int, float]
 
     @property
     def complete(self) -> bool:
@@ -70,8 +73,8 @@ def read_answers(folder: Path) -> Answers:
     batch = read_batch(folder)
     closed = _read_closed(folder)
     if closed is not None:
-        return _for_learner(batch, *closed)
-    return _for_learner(batch, outcomes_of(folder, batch), {})
+        return _for_learner(folder, batch, *closed)
+    return _for_learner(folder, batch, outcomes_of(folder, batch), {})
 
 
 def close_batch(folder: Path) -> Answers:
@@ -100,7 +103,7 @@ def close_batch(folder: Path) -> Answers:
                     changed[item.index] = batch.class_index(outcome.answer), _names(outcome)
             closed = outcomes, changed
             write_atomically(folder / CLOSED_FILE, _closed_text(*closed))
-    return _for_learner(batch, *closed)
+    return _for_learner(folder, batch, *closed)
 
 
 def is_closed(folder: Path) -> bool:
@@ -175,7 +178,10 @@ def _decided(line: Answer) -> Outcome:
 
 
 def _for_learner(
-    batch: Batch, outcomes: Mapping[int, Outcome], changed: Mapping[int, tuple[int, str]]
+    folder: Path,
+    batch: Batch,
+    outcomes: Mapping[int, Outcome],
+    changed: Mapping[int, tuple[int, str]],
 ) -> Answers:
     again = {item.index for item in batch.images if item.label is not None}
     labels, skipped, waiting, by = {}, {}, [], {}
@@ -189,7 +195,16 @@ def _for_learner(
         else:
             skipped[index] = str(outcome.skip)
         by[index] = _names(outcome)
-    return Answers(labels, skipped, tuple(waiting), by, dict(changed))
+    return Answers(labels, skipped, tuple(waiting), by, dict(changed), _seconds(folder))
+
+
+def _seconds(folder: Path) -> dict[int, float]:
+    """What annotators spent on each image of the batch in `folder`, where it was measured."""
+    spent: dict[int, float] = {}
+    for line in AnswerLog(folder).read():
+        if line.old is None and line.seconds is not None:
+            spent[line.image] = spent.get(line.image, 0.0) + line.seconds
+    return spent
 
 
 def _names(outcome: Outcome) -> str:

@@ -126,7 +126,7 @@ def _run(
             return _awaiting_labels(path, first)
         val, truth = labelled_val, oracle.truth
     else:
-        oracle = SimulatedOracle.of_trial(hp, splits.train, learner.seed)
+        oracle = SimulatedOracle.of_trial(learner, splits.train)
         truth = oracle.truth(torch.arange(len(splits.train)))
     val, test = val.to(device), test.to(device)
     observer = LocalObserver(learner, splits, val, test, truth, folder if first else None, ranks)

@@ -21,27 +21,40 @@ from reporting.fonts import families
 
 # Blue and orange stay apart for people who cannot tell red from green (Okabe & Ito 2008).
 BLUE, ORANGE = "#0072B2", "#D55E00"
+COSTS = {"labeled_samples": "labelled images", "annotation_minutes": "minutes of annotation"}
 
 
 def learning_curve(rows: Sequence[Mapping[str, Any]], title: str) -> bytes:
-    """Accuracy and AUC against labelled images; `rows` are rows of metrics.csv."""
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    labels = [row["labeled_samples"] for row in rows]
-    for axes, metric in zip(figure.subplots(1, 2), ("accuracy", "auc"), strict=True):
+    """Accuracy and AUC against labelled images; `rows` are rows of metrics.csv.
+
+    A third diagram shows accuracy against minutes of annotation, where labels differ in their cost.
+    """
+    panels = [("accuracy", "labeled_samples"), ("auc", "labeled_samples")]
+    if _costs_differ(rows):
+        panels.append(("accuracy", "annotation_minutes"))
+    figure = Figure(figsize=(4.5 * len(panels), 4), layout="constrained")
+    for axes, (metric, cost) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        costs = [row[cost] for row in rows]
         for split, colour, style, marker in (
             ("val", BLUE, "-", "o"),
             ("test", ORANGE, "--", "s"),
         ):
             values = [row.get(f"{split}_{metric}", float("nan")) for row in rows]
             name = {"val": "validation", "test": "test (reported only)"}[split]
-            axes.plot(labels, values, style, color=colour, marker=marker, markersize=4, label=name)
-        axes.set_xlabel("labelled images")
+            axes.plot(costs, values, style, color=colour, marker=marker, markersize=4, label=name)
+        axes.set_xlabel(COSTS[cost])
         axes.set_ylabel({"accuracy": "accuracy", "auc": "AUC, mean over classes"}[metric])
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(loc="lower right")
     figure.suptitle(printable(title))
     return png(figure)
+
+
+def _costs_differ(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether the minutes per label change from round to round, by more than rounding."""
+    prices = [row.get("annotation_minutes", 0) / row["labeled_samples"] for row in rows]
+    return max(prices) - min(prices) > 1e-6 * max(prices)
 
 
 def png(figure: Figure) -> bytes:

@@ -6,10 +6,11 @@
 | active_learning | the labels of a round have arrived | cost and composition of the query |
 | validation, test | a round is over | loss, accuracy, AUC, calibration, worst class |
 | learning_curve | a round is over | accuracy and AUC by number of labels |
+| minutes_curve | the same, where labels differ in their cost | the same by minutes of annotation |
 
 The WebUI uses a metric named `epochs` as its Epoch axis. In the group `learning_curve` it is the
-number of labels, in all other groups the number of rounds. Metrics of single classes are written to
-metrics.csv only.
+number of labels, in `minutes_curve` minutes, in all other groups the number of rounds. Metrics of
+single classes are written to metrics.csv only.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from active_learning import Evaluation
 from training.metrics import recalls
-from training.oracle import Proposal
+from training.oracle import Proposal, TwoAnnotators
 from training.pool import Pool
 
 
@@ -49,7 +50,8 @@ def query_metrics(
     `labeled_samples` is the number of labels that the round trains on: those of the pool, and those
     of images from outside of it, which `corrected_uploads` counts. `class_imbalance` is the size of
     the largest class in the pool, divided by the size of the smallest; an absent class counts as
-    one image. `wrong_labels` is the number of labels of the pool that differ from `truth`.
+    one image. `wrong_labels` is the number of labels of the pool that differ from `truth`;
+    `expert_labels` is the number of those that a simulated expert gave.
 
     Args:
         truth: true labels, int64 [N], if a simulated oracle knows them.
@@ -66,6 +68,8 @@ def query_metrics(
         metrics["corrected_uploads"] = corrected_uploads
     if len(pool.skipped):
         metrics["skipped_samples"] = len(pool.skipped)
+    if TwoAnnotators.EXPERT in pool.annotators:
+        metrics["expert_labels"] = int(pool.labelled_by(TwoAnnotators.EXPERT).sum())
     if truth is not None:
         metrics["wrong_labels"] = int((pool.labels[labelled] != truth[labelled]).sum())
     if proposal.uncertainty is not None:
@@ -103,6 +107,16 @@ def learning_curve_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, flo
             [row["labeled_samples"] for row in rows], [row["val_accuracy"] for row in rows]
         ),
         "epochs": last["labeled_samples"],
+    }
+
+
+def minutes_curve_metrics(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """The last point of accuracy and AUC against minutes of annotation; rows as above."""
+    last = rows[-1]
+    return {
+        "accuracy_by_minutes": last["val_accuracy"],
+        "auc_by_minutes": last["val_auc"],
+        "epochs": last["annotation_minutes"],
     }
 
 

@@ -17,6 +17,7 @@ from data import ImageStore, Splits
 from reporting.metric_groups import (
     class_metrics,
     learning_curve_metrics,
+    minutes_curve_metrics,
     queried_classes,
     query_metrics,
     test_metrics,
@@ -136,6 +137,8 @@ class Reporter:
             shown = {name: test[name] for name in ("test_loss", "test_accuracy", "test_auc")}
             self._send("test", {**shown, "epochs": round_ + 1})
         self._send("learning_curve", curve)
+        if learner.hp.expert_share or learner.hp.oracle == "people":
+            self._send("minutes_curve", minutes_curve_metrics(rows))
         logger.info(
             "round %d (%d of %d): %d labels, val_loss %.4f, val_accuracy %.4f, val_auc %.4f%s "
             "(%.0f s)",

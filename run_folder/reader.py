@@ -116,9 +116,8 @@ def open_model(path: Path, checkpoint: str = "best") -> Model:
         network.load_state_dict(read_tensors(folder / names.WEIGHTS))
         tensors = read_tensors(folder / names.STATE)
         pool = Pool(len(tensors["pool.state"]))
-        pool.load(
-            {name: tensors[f"pool.{name}"] for name in Pool.TENSORS}, content["learner"]["pool"]
-        )
+        of_pool = {n.removeprefix("pool."): t for n, t in tensors.items() if n.startswith("pool.")}
+        pool.load(of_pool, content["learner"]["pool"])
         progress: Progress = read_progress(content)
         metrics = list(MetricsTable.read(folder).rows.values())
         queries = read_csv(folder / names.QUERIES)

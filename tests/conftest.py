@@ -142,7 +142,7 @@ def ask(learner: ActiveLearner, oracle: Oracle | None = None) -> Proposal:
     """Have the round's images chosen and labelled, by default by the trial's simulated oracle."""
     proposals = Proposals()
     if oracle is None:
-        oracle = SimulatedOracle.of_trial(learner.hp, learner.train_store, learner.seed)
+        oracle = SimulatedOracle.of_trial(learner, learner.train_store)
     assert label_round(learner, oracle, proposals)
     (proposal,) = proposals.answered
     return proposal

@@ -32,6 +32,7 @@ from training.oracle import Proposal, SimulatedOracle
 SELF_SUPERVISED = {"self_supervised_steps": 2, "self_supervised_batch_size": 16}
 SHRUNK = {"between_rounds": "shrink_and_perturb"}
 NOISY = {"label_noise": 0.5}
+EXPERT = {**NOISY, "expert_share": 0.5}
 # For each hyperparameter another value than that of `small_values`, and what else both runs need.
 CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "architecture": ("small_resnet", {}),
@@ -59,6 +60,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "initial_pool": ("pixels", {}),
     "samples_to_label": (7, {}),
     "label_budget": (18, {}),
+    "minutes_budget": (1.5, {}),
     "between_rounds": ("reset", {}),
     "shrink_factor": (0.9, SHRUNK),
     "perturb_scale": (0.9, SHRUNK),
@@ -67,6 +69,9 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "label_noise": (0.5, {}),
     "label_noise_kind": ("confusion", NOISY),
     "seconds_per_label": (60.0, {}),
+    "expert_share": (0.2, EXPERT),
+    "expert_seconds_per_label": (60.0, EXPERT),
+    "expert_label_noise": (0.9, EXPERT),
     "query_strategy": ("margin", {}),
     "uncertainty": ("test_time_augmentation", {}),
     "uncertainty_passes": (2, {}),
@@ -138,7 +143,7 @@ def outcome_of(colour: ImageStore) -> Callable[..., Outcome]:
         hp = Hyperparameters.from_mapping(small_values(**{"stain_jitter": 0.1, **changes}))
         recorder = Recorder()
         learner = ActiveLearner(hp, train, 0, progress=recorder.sweep)
-        oracle = SimulatedOracle.of_trial(hp, train, 0)
+        oracle = SimulatedOracle.of_trial(learner, train)
         evaluations = [
             (one.labels, one.annotation_minutes, one.val, one.test)
             for one in run(learner, oracle, val, val, recorder)

@@ -80,6 +80,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"label_noise": 1.1}, r"label_noise: 1.1 is out of range; give at least 0.0, at most 1.0"),
     ({"label_noise_kind": "confused"}, r"label_noise_kind: .* \(did you mean confusion\?\)"),
     ({"seconds_per_label": -1}, r"seconds_per_label: -1 is out of range"),
+    ({"expert_share": 1.5}, r"expert_share: 1.5 is out of range; give at least 0.0, at most 1.0"),
+    ({"expert_seconds_per_label": -1}, r"expert_seconds_per_label: -1 is out of range"),
+    ({"expert_label_noise": -0.1}, r"expert_label_noise: -0.1 is out of range"),
+    ({"minutes_budget": -1}, r"minutes_budget: -1 is out of range"),
+    (
+        {"minutes_budget": 0.5, "seconds_per_label": 6},
+        r"minutes_budget: 0.5 minutes do not pay .* 10 labels of the first round, which take 1.0;",
+    ),
+    (
+        {"expert_share": 0.5, "oracle": "people"},
+        r"expert_share: 0.5 is for simulated annotators, .* set expert_share: 0",
+    ),
     (
         {"uncertainty": "test_time_augmentation", "crop_padding": 0, "colour_jitter": 0},
         r"uncertainty: test_time_augmentation has nothing to vary without",

@@ -116,6 +116,10 @@ def test_a_run_by_people_is_the_simulated_run(tmp_path: Path, truth: Decide) -> 
         assert expected.keys() == found.keys()
         for name, value in expected.items():
             assert torch.equal(value, found[name]) or value.isnan().any(), name
+    # The page has measured one second an image; the simulation assumes five.
+    with (second / "metrics.csv").open(newline="") as file:
+        minutes = [float(row["annotation_minutes"]) for row in csv.DictReader(file)]
+    assert minutes == pytest.approx([10 / 60, 16 / 60, 22 / 60])
     suggested = [item.suggested for item in read_batch(batch_folders(second)[1]).images]
     assert None not in suggested
     assert [item.suggested for item in read_batch(batch_folders(second)[0]).images] == [None] * 10

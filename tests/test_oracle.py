@@ -98,7 +98,10 @@ def test_confusion_needs_every_class() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_image_has_one_answer(kind: str, digits: Splits) -> None:
     hp = Hyperparameters.from_mapping(small_values(label_noise=0.3, label_noise_kind=kind))
-    oracle, again, other = (SimulatedOracle.of_trial(hp, digits.train, seed) for seed in (4, 4, 5))
+    oracle, again, other = (
+        SimulatedOracle.of_trial(ActiveLearner(hp, digits.train, seed), digits.train)
+        for seed in (4, 4, 5)
+    )
     everything = torch.arange(len(digits.train))
 
     def answers_of(annotator: SimulatedOracle, indices: Tensor) -> Tensor:

@@ -218,6 +218,7 @@ REFUSED: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         "samples_to_label: a range, but searcher.name: random",
     ),
     ("stopping rule", {"stop_at_val_accuracy": 0.9}, {}, "stop_at_val_accuracy: 0.9 ends trials"),
+    ("minutes", {"minutes_budget": 90}, {}, "minutes_budget: 90.0 ends trials"),
     ("budget too small", {"label_budget": 1000}, {}, "label_budget: 1000 is not .* 2000; set that"),
     ("budget too large", {"label_budget": 3000}, {}, "label_budget: 3000 is not .* 2000; set that"),
     (

@@ -52,6 +52,30 @@ RULES: list[tuple[list[float], dict[str, Any], str | None]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("minutes", "changes", "rule"),
+    [
+        ([1.0], {"minutes_budget": 1.0}, "minutes"),
+        ([1.0], {"minutes_budget": 1.5}, None),  # exactly the next round's 6 labels of 5 s
+        ([1.0], {"minutes_budget": 1.49}, "minutes"),
+        ([1.0], {}, None),
+        ([1.0, 2.0, 3.0, 4.0], {"minutes_budget": 3.0}, "rounds"),
+        ([1.0], {"minutes_budget": 2.5, "expert_share": 0.5}, None),  # and 3 labels of 20 s
+        ([1.0], {"minutes_budget": 2.49, "expert_share": 0.5}, "minutes"),
+        # People took 6 s for each of 10 labels, so 6 more take 36 s.
+        ([1.0], {"minutes_budget": 1.6, "oracle": "people"}, None),
+        ([1.0], {"minutes_budget": 1.59, "oracle": "people"}, "minutes"),
+    ],
+)
+def test_a_round_that_the_minutes_do_not_pay_for_does_not_begin(
+    minutes: list[float], changes: dict[str, Any], rule: str | None
+) -> None:
+    hp = Hyperparameters.from_mapping(small_values(rounds=4, **changes))
+    results = [RoundResult(1.0, 0.5, None, minutes=spent) for spent in minutes]
+    reason = reason_to_stop(hp, SIZES, results, pool_exhausted=False)
+    assert (None if reason is None else reason.rule) == rule
+
+
 @pytest.mark.parametrize(("losses", "changes", "rule"), RULES)
 def test_rules(losses: list[float], changes: dict[str, Any], rule: str | None) -> None:
     assert rule_after(losses, **changes) == rule

@@ -124,7 +124,7 @@ def test_purposes_have_streams_of_their_own(
         candidate_pool_size=40,
     )
     train = learner.train_store
-    oracle = SimulatedOracle.of_trial(learner.hp, train, learner.seed)
+    oracle = SimulatedOracle.of_trial(learner, train)
     store = part(digits.val, 20)
     assert len(list(run(learner, oracle, store, store))) == 3
     passes = {"mc_dropout": 2, "test_time_augmentation": 2 * 3}[uncertainty]

@@ -21,11 +21,7 @@ def check_together(hp: Hyperparameters) -> None:
             "hyperparameters.class_weighted_loss: true, and class_balanced_batches: true as "
             "well, would make up for rare classes twice; set one of them false"
         )
-    if hp.label_noise and hp.oracle == "people":
-        raise UserError(
-            f"hyperparameters.label_noise: {hp.label_noise} is for the simulated annotator, and "
-            "oracle: people make their own mistakes; set label_noise: 0"
-        )
+    _check_annotators(hp)
     _check_network(hp)
     _check_strategy(hp)
 
@@ -50,6 +46,22 @@ def _check_sizes(hp: Hyperparameters) -> None:
         raise UserError(
             f"hyperparameters.crop_padding: {hp.crop_padding} pixels are no less than the "
             f"image's {hp.image_size}; lower it"
+        )
+
+
+def _check_annotators(hp: Hyperparameters) -> None:
+    for name in ("label_noise", "expert_share"):
+        if getattr(hp, name) and hp.oracle == "people":
+            raise UserError(
+                f"hyperparameters.{name}: {getattr(hp, name)} is for simulated annotators, and "
+                f"oracle: people make their own mistakes; set {name}: 0"
+            )
+    first_round = hp.initial_labeled_size * hp.seconds_per_label / 60
+    if 0 < hp.minutes_budget < first_round:
+        raise UserError(
+            f"hyperparameters.minutes_budget: {hp.minutes_budget} minutes do not pay for the "
+            f"initial_labeled_size: {hp.initial_labeled_size} labels of the first round, which "
+            f"take {first_round:.1f}; raise it, or lower initial_labeled_size"
         )
 
 

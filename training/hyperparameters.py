@@ -321,6 +321,14 @@ class Hyperparameters:
         unit="labels",
         fixed_in_search=True,
     )
+    minutes_budget: float = number(
+        0.0,
+        "Minutes of annotation: no round begins that would exceed them; 0: no limit.",
+        why="The number of labels limits a run; time does where annotators cost differently.",
+        low=0.0,
+        unit="minutes",
+        fixed_in_search=True,
+    )
     between_rounds: str = choice(
         "keep",
         "What becomes of the weights when new labels come in.",
@@ -392,10 +400,35 @@ class Hyperparameters:
     )
     seconds_per_label: float = number(
         5.0,
-        "Time that an annotator takes for one label; counted in `annotation_minutes`.",
+        "Time that an annotator takes for one label, where it is not measured; counted in "
+        "`annotation_minutes`.",
         why="An assumption about one small image; measure your own annotator's.",
         low=0.0,
         unit="seconds",
+    )
+    expert_share: float = number(
+        0.0,
+        "A second simulated annotator, the expert, labels again this share of each query: the "
+        "labels that the network doubts most; 0: there is no expert.",
+        why="One annotator is the usual case.",
+        low=0.0,
+        high=1.0,
+        fixed_in_search=True,
+    )
+    expert_seconds_per_label: float = number(
+        20.0,
+        "Time that the expert takes for one label.",
+        why="An assumption: four times the time of the first annotator.",
+        low=0.0,
+        unit="seconds",
+    )
+    expert_label_noise: float = number(
+        0.0,
+        "Share of the expert's labels that are wrong.",
+        why="The labels of the data set are taken as the expert's.",
+        low=0.0,
+        high=1.0,
+        fixed_in_search=True,
     )
 
     query_strategy: str = text(
@@ -495,6 +528,10 @@ class Hyperparameters:
     def labels_of_all_rounds(self) -> int:
         """How many labels the rounds ask for where neither budget nor pool ends them."""
         return self.initial_labeled_size + (self.rounds - 1) * self.samples_to_label
+
+    def expert_labels(self, images: int) -> int:
+        """How many of the labels of `images` images the expert gives again; in round 0 none."""
+        return round(self.expert_share * images)
 
     def query_sizes(self, pool_size: int) -> tuple[int, ...]:
         """How many images each round labels: until rounds, budget or pool are used up.

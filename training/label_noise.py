@@ -18,17 +18,22 @@ KINDS = ("uniform", "confusion")
 BLOCK = 1024  # images that are converted to floats at a time
 
 
-def noisy_labels(store: ImageStore, rate: float, kind: str, seed: int) -> Tensor:
+def noisy_labels(
+    store: ImageStore, rate: float, kind: str, seed: int, purpose: str = "label_noise"
+) -> Tensor:
     """The annotator's label of each image of `store`, int64 [N] on the CPU.
 
     Each label is wrong with probability `rate`, independently of the others. A wrong label is
     another class: each equally likely (`uniform`), or in the proportions of `confusion_shares`
     (`confusion`). These are the symmetric and the class-dependent noise of Patrini et al. 2017,
     "Making Deep Neural Networks Robust to Label Noise". With the same seed, a label that is wrong
-    at one rate is wrong in the same way at every higher rate.
+    at one rate is wrong in the same way at every higher rate. With another `purpose`, an annotator
+    errs independently.
     """
     labels = store.labels.cpu()
-    generator = make_generator(seed, "label_noise")
+    if rate == 0:
+        return labels
+    generator = make_generator(seed, purpose)
     wrong = torch.rand(len(labels), generator=generator, dtype=torch.float64) < rate
     if kind == "confusion":
         shares = confusion_shares(store)

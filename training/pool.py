@@ -6,6 +6,7 @@ which are the positions of these rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -54,6 +55,7 @@ class Answers:
     corrections: dataset index -> (class index, by whom), of labels that were changed since they
         were given.
     added: all images from outside of the pool so far, which the round trains on as well.
+    seconds: dataset index -> time spent on the image for these answers, where it is known.
     """
 
     indices: Tensor
@@ -62,6 +64,7 @@ class Answers:
     annotators: tuple[str, ...]
     corrections: Mapping[int, tuple[int, str]] = field(default_factory=dict)
     added: Added | None = None
+    seconds: Mapping[int, float] = field(default_factory=dict)
 
     @classmethod
     def all_labelled(cls, indices: Tensor, labels: Tensor, annotator: str) -> Answers:
@@ -82,11 +85,12 @@ class Pool:
         labels: int64, class indices; -1 where there is no label.
         annotator: int64, a position in `annotators`; -1 where nobody has answered.
         uncertainty: float32, predictive entropy in nats when it was asked for; NaN if not scored.
+        seconds: float64, annotators' time for the image in all; NaN where it is not known.
         annotators: names of those who have answered so far.
         rounds: how many rounds have all their answers.
     """
 
-    TENSORS = ("state", "round", "order", "labels", "annotator", "uncertainty")
+    TENSORS = ("state", "round", "order", "labels", "annotator", "uncertainty", "seconds")
 
     def __init__(self, size: int) -> None:
         self.state = torch.full((size,), int(ImageState.UNLABELLED))
@@ -95,6 +99,7 @@ class Pool:
         self.labels = torch.full((size,), NONE)
         self.annotator = torch.full((size,), NONE)
         self.uncertainty = torch.full((size,), torch.nan)
+        self.seconds = torch.full((size,), torch.nan, dtype=torch.float64)
         self.annotators: list[str] = []
         self.rounds = 0
 
@@ -133,6 +138,9 @@ class Pool:
         self.labels[answers.indices] = answers.labels
         positions = [self._annotator(name) for name in answers.annotators]
         self.annotator[answers.indices] = torch.tensor(positions, dtype=torch.int64)
+        for index, seconds in answers.seconds.items():
+            before = float(self.seconds[index])
+            self.seconds[index] = seconds if math.isnan(before) else before + seconds
 
     def correct(self, corrections: Mapping[int, tuple[int, str]]) -> None:
         """Replace labels of labelled images: dataset index -> (class index, by whom).
@@ -196,6 +204,22 @@ class Pool:
         """How many labels `round_` has received."""
         return int(((self.round == round_) & (self.state == ImageState.LABELLED)).sum())
 
+    def labelled_by(self, annotator: str) -> Tensor:
+        """Which images have their label from `annotator`, bool [N]."""
+        if annotator not in self.annotators:
+            return torch.zeros(len(self), dtype=torch.bool)
+        position = self.annotators.index(annotator)
+        return (self.annotator == position) & (self.state == ImageState.LABELLED)
+
+    def minutes(self, seconds_per_label: float) -> float:
+        """Annotators' time so far; an image of unknown time costs `seconds_per_label` if labelled.
+
+        The unknown ones are counted together, so that their sum is exact.
+        """
+        unknown = self.seconds.isnan()
+        assumed = int((unknown & (self.state == ImageState.LABELLED)).sum())
+        return (float(self.seconds[~unknown].sum()) + assumed * seconds_per_label) / 60
+
     @staticmethod
     def _indices(mask: Tensor) -> Tensor:
         return mask.nonzero().squeeze(1)
@@ -221,6 +245,8 @@ class Pool:
                 f"the checkpoint's pool has {len(tensors['state'])} images, this one {len(self)}; "
                 "resume on the same data set"
             )
+        # Earlier checkpoints do not have it.
+        tensors = {"seconds": torch.full_like(self.seconds, torch.nan), **tensors}
         for name in self.TENSORS:
             setattr(self, name, tensors[name].clone())
         self.rounds = int(values["rounds"])

@@ -26,7 +26,10 @@ METRICS = {"val_loss": True, "val_accuracy": False, "val_auc": False}
 # The initial images are chosen before round 0, so the strategy has chosen twice in round 2, the
 # third round.
 FIRST_RUNG = 3
-STOP_RULES = ("stop_at_val_accuracy", "stop_after_rounds_without_gain", "stop_below_uncertainty")
+STOP_RULES = (
+    *("stop_at_val_accuracy", "stop_after_rounds_without_gain", "stop_below_uncertainty"),
+    "minutes_budget",
+)
 
 
 def check_search(config: Mapping[str, Any]) -> None:

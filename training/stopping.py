@@ -21,19 +21,21 @@ class RoundResult:
     pool_uncertainty: mean predictive entropy in nats of the next query's candidates; None if no
         rule needs it, and after the last round.
     temperature: calibrates the round's network; fitted on the same images.
+    minutes: of annotation so far.
     """
 
     val_loss: float
     val_accuracy: float
     pool_uncertainty: float | None
     temperature: float = 1.0
+    minutes: float = 0.0
 
 
 @dataclass(frozen=True)
 class StopReason:
     """Why a run ends.
 
-    rule: target, no_gain, low_uncertainty, budget, rounds or pool.
+    rule: target, no_gain, low_uncertainty, minutes, budget, rounds or pool.
     text: the reason in words.
     """
 
@@ -59,6 +61,8 @@ def reason_to_stop(
     - `stop_below_uncertainty`: the pool's mean predictive entropy is below this. This is the
       overall-uncertainty rule of Zhu, Wang & Hovy 2008, "Multi-Criteria-Based Strategy to Stop
       Active Learning for Data Annotation".
+
+    - `minutes_budget`: it does not pay for the next round, by `minutes_of_next_round`.
 
     If several rules hold, the first one gives the reason.
     """
@@ -90,7 +94,29 @@ def reason_to_stop(
     if len(results) < len(query_sizes):
         if pool_exhausted:
             return StopReason("pool", "every image of the pool is labelled or skipped")
+        needed = minutes_of_next_round(hp, query_sizes, results)
+        # Sums of seconds are not exact.
+        if 0 < hp.minutes_budget < (last.minutes + needed) * (1 - 1e-9):
+            return StopReason(
+                "minutes",
+                f"{last.minutes:.1f} minutes are spent, and a further round of {needed:.1f} would "
+                f"exceed minutes_budget: {hp.minutes_budget}",
+            )
         return None
     if sum(query_sizes) >= hp.label_budget:
         return StopReason("budget", f"label_budget: {hp.label_budget} is spent")
     return StopReason("rounds", f"all rounds are finished (rounds: {hp.rounds})")
+
+
+def minutes_of_next_round(
+    hp: Hyperparameters, query_sizes: Sequence[int], results: Sequence[RoundResult]
+) -> float:
+    """What the annotation of the round after those of `results` takes, in minutes.
+
+    For people it is an estimate: their mean time per label so far, times the round's labels.
+    """
+    size = query_sizes[len(results)]
+    if hp.oracle == "people":
+        return results[-1].minutes / sum(query_sizes[: len(results)]) * size
+    expert = hp.expert_labels(size) * hp.expert_seconds_per_label
+    return (size * hp.seconds_per_label + expert) / 60
