@@ -70,7 +70,7 @@ def nearest_label_accuracy(embeddings: Tensor, labels: Tensor, chosen: Tensor) -
 
 def measured(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One row for each pool, strategy and seed."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, (embeddings, labels) in pools(arguments).items():
         for strategy in STRATEGIES:
             for seed in range(arguments.seeds):

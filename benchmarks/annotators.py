@@ -1,0 +1,214 @@
+"""Compares a cheap annotator, an expert, and both together, at equal minutes of annotation.
+
+    python -m benchmarks.annotators --data-dir data --output blood.csv
+    python -m benchmarks.annotators --config configs/digits.yaml --output digits.csv \\
+        --minutes-per-round 4 --set hyperparameters.architecture=small_cnn
+
+The cheap annotator takes 5 s for a label, of which the share `--noise` is wrong. The expert takes
+20 s and makes no mistake. Four ways to spend the same minutes in each round:
+
+- `cheap`: many labels of the cheap annotator.
+- `expert`: a quarter as many labels of the expert.
+- `both`: half as many labels of the cheap annotator, and the expert labels a quarter of them again:
+  those that the network doubts most (`training.oracle.TwoAnnotators`).
+- `both, at random`: the same, but a random quarter. This is the control.
+
+In the first round all but `expert` have labels of the cheap annotator alone. Rounds, steps and
+schedule are the same for all. Each finished run is a row of the CSV file; when started again, the
+command performs only the missing runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from active_learning import ActiveLearner, run
+from errors import exit_status
+from reporting.files import csv_text, write_atomically
+from tools.compare.statistics import half_width
+from tools.compare.tables import plus_minus
+from training.experiment_config import load, override
+from training.hyperparameters import Hyperparameters
+from training.label_noise import noisy_labels
+from training.loading import evaluated_part, load_data
+from training.oracle import SimulatedOracle, TwoAnnotators
+from training.pool import Pool
+from training.seeds import make_generator
+
+CHEAP_SECONDS, EXPERT_SECONDS, SHARE = 5.0, 20.0, 0.25
+ARMS = ("cheap", "expert", "both", "both, at random")
+COLUMNS = (
+    *("dataset", "architecture", "noise", "arm", "seed"),
+    *("minutes", "labels", "wrong_labels", "val_accuracy", "test_accuracy", "seconds"),
+)
+
+
+class RandomDoubts:
+    """A learner whose network doubts at random, for the control."""
+
+    def __init__(self, learner: ActiveLearner) -> None:
+        self.hp: Hyperparameters = learner.hp
+        self.seed: int = learner.seed
+        self.pool: Pool = learner.pool
+        self._classes = learner.train_store.num_classes
+
+    def probabilities_of(self, indices: Tensor) -> Tensor:
+        """Random class probabilities, float32 [k, C]."""
+        generator = make_generator(self.seed, "random doubts", self.pool.rounds)
+        return torch.randn(len(indices), self._classes, generator=generator).softmax(1)
+
+
+def settings_of(arm: str, noise: float, minutes_per_round: float) -> dict[str, Any]:
+    """Annotators and round sizes by which each round of `arm` takes `minutes_per_round`."""
+    seconds = 60 * minutes_per_round
+    if arm == "expert":
+        labels = round(seconds / EXPERT_SECONDS)
+        return {
+            "seconds_per_label": EXPERT_SECONDS,
+            "initial_labeled_size": labels,
+            "samples_to_label": labels,
+        }
+    price = CHEAP_SECONDS + (0 if arm == "cheap" else SHARE * EXPERT_SECONDS)
+    return {
+        "label_noise": noise,
+        "seconds_per_label": CHEAP_SECONDS,
+        "expert_share": 0.0 if arm == "cheap" else SHARE,
+        "expert_seconds_per_label": EXPERT_SECONDS,
+        "initial_labeled_size": round(seconds / CHEAP_SECONDS),
+        "samples_to_label": round(seconds / price),
+    }
+
+
+def run_once(
+    values: Mapping[str, Any], arm: str, noise: float, seed: int, minutes_per_round: float
+) -> dict[str, Any]:
+    """One run of one arm; returns its row. A curve is text, one number per round."""
+    annotators = settings_of(arm, noise, minutes_per_round)
+    budget = values["rounds"] * minutes_per_round
+    changes = {**annotators, "minutes_budget": budget, "label_budget": 0, "seed": seed}
+    hp = Hyperparameters.from_mapping({**values, **changes})
+    splits = load_data(hp)
+    truth = splits.train.labels
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    learner = ActiveLearner(hp, splits.train.to(device), seed)
+    oracle = SimulatedOracle.of_trial(learner, splits.train)
+    if arm == "both, at random":
+        answers = noisy_labels(splits.train, noise, hp.label_noise_kind, seed)
+        oracle = TwoAnnotators(truth, answers, truth, RandomDoubts(learner))
+    val, test = (
+        evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
+    )
+    started = time.perf_counter()
+    curves: dict[str, list[str]] = {name: [] for name in COLUMNS[5:10]}
+    for evaluation in run(learner, oracle, val, test):
+        labelled = learner.pool.labelled
+        curves["minutes"].append(f"{evaluation.annotation_minutes:.1f}")
+        curves["labels"].append(str(evaluation.labels))
+        wrong = learner.pool.labels[labelled] != truth[labelled]
+        curves["wrong_labels"].append(str(int(wrong.sum())))
+        curves["val_accuracy"].append(f"{evaluation.val['accuracy']:.4f}")
+        curves["test_accuracy"].append(f"{evaluation.test['accuracy']:.4f}")
+    return {
+        **{"dataset": hp.dataset, "architecture": hp.architecture},
+        **{"noise": noise, "arm": arm, "seed": seed},
+        **{name: " ".join(numbers) for name, numbers in curves.items()},
+        "seconds": f"{time.perf_counter() - started:.0f}",
+    }
+
+
+def do_missing_runs(arguments: argparse.Namespace) -> None:
+    """Perform the runs that the file does not have yet."""
+    torch.set_num_threads(1)
+    values = override(load(arguments.config), arguments.set)["hyperparameters"]
+    if arguments.data_dir:
+        values["data_dir"] = arguments.data_dir
+    rows = read(arguments.output)
+    finished = {(float(row["noise"]), row["arm"], int(row["seed"])) for row in rows}
+    for seed in range(arguments.seeds):
+        for noise in arguments.noise:
+            for arm in ARMS:
+                if (noise, arm, seed) in finished:
+                    continue
+                row = run_once(values, arm, noise, seed, arguments.minutes_per_round)
+                rows.append(row)
+                table = csv_text(COLUMNS, ([one[name] for name in COLUMNS] for one in rows))
+                write_atomically(arguments.output, table)
+                print(
+                    f"seed {seed}, noise {noise}, {arm}: test accuracy "
+                    f"{row['test_accuracy'].split()[-1]} with {row['labels'].split()[-1]} labels, "
+                    f"{row['wrong_labels'].split()[-1]} of them wrong ({row['seconds']} s)",
+                    flush=True,
+                )
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file that this command has written; none where there is no such file."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as lines:
+        return list(csv.DictReader(lines))
+
+
+def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
+    """A table row for each data set, noise and arm.
+
+    It holds the labels and the share of wrong ones at the end; test accuracy after half of the
+    minutes and at the end; and the difference at the end from `both`, paired by seed: means with
+    95 % intervals over seeds.
+    """
+    lines = []
+    studies = dict.fromkeys((row["dataset"], row["noise"]) for row in rows)
+    for dataset, noise in studies:
+        of_study = [row for row in rows if (row["dataset"], row["noise"]) == (dataset, noise)]
+        by_arm = {
+            arm: sorted((r for r in of_study if r["arm"] == arm), key=lambda r: int(r["seed"]))
+            for arm in ARMS
+        }
+        curves = {
+            arm: np.array([[float(x) for x in row["test_accuracy"].split()] for row in of_arm])
+            for arm, of_arm in by_arm.items()
+        }
+        for arm, of_arm in by_arm.items():
+            labels, wrong = (
+                np.array([int(row[name].split()[-1]) for row in of_arm])
+                for name in ("labels", "wrong_labels")
+            )
+            half = curves[arm].shape[1] // 2 - 1
+            gain = curves["both"][:, -1] - curves[arm][:, -1]
+            lines.append(
+                [
+                    *(dataset, f"{float(noise):.0%}", arm, str(len(of_arm)), str(labels[0])),
+                    f"{(wrong / labels).mean():.1%}",
+                    *(plus_minus(curves[arm][:, at]) for at in (half, -1)),
+                    "" if arm == "both" else f"{gain.mean():+.3f} ± {half_width(gain):.3f}",
+                ]
+            )
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line and run; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, default=Path("configs/bloodmnist.yaml"))
+    parser.add_argument("--data-dir", help="overrides hyperparameters.data_dir")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--noise", nargs="+", type=float, default=[0.1, 0.3], metavar="SHARE")
+    parser.add_argument("--minutes-per-round", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--output", type=Path, required=True, metavar="CSV")
+    arguments = parser.parse_args(argv)
+    return exit_status(lambda: do_missing_runs(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
