@@ -68,7 +68,7 @@ def run_once(recipe: str, seed: int, splits: Splits) -> list[Row]:
     values = load(CONFIG)["hyperparameters"] | COMMON | RECIPES[recipe]
     hp = Hyperparameters.from_mapping(values | {"seed": seed})
     learner = ActiveLearner(hp, splits.train, seed)
-    oracle = SimulatedOracle.of_trial(hp, splits.train, seed)
+    oracle = SimulatedOracle.of_trial(learner, splits.train)
     started = time.process_time()
     while not learner.finished:
         label_round(learner, oracle)
