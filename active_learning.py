@@ -32,10 +32,16 @@ from training.host_images import batches_on, is_elsewhere
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference, query_passes
 from training.metrics import TrainingMeter, classification_metrics
-from training.optimisation import learning_rate, make_optimizer, shrink_and_perturb
+from training.optimisation import (
+    StepOptimizer,
+    learning_rate,
+    make_optimizer,
+    shrink_and_perturb,
+    step_and_zero,
+)
 from training.oracle import Oracle, Proposal
 from training.pool import Added, Answers, Pool
-from training.precision import compute_dtype
+from training.precision import compute_dtype, float32_products, gradient_scaler
 from training.ranks import ALONE, Ranks
 from training.scoring import PoolScorer, Progress
 from training.seeds import make_generator
@@ -84,6 +90,7 @@ class ActiveLearner:
         step: optimizer steps so far, over all rounds.
         results: of all rounds that have ended.
         mean, std: float32 [C], the pool's, by which all images are normalised.
+        scaler: of the loss, which float16 needs; otherwise it does nothing.
         train_network: what `train_step` calls; data parallelism puts its wrapper here.
         pretraining: the self-supervision that the first round waits for; None once it is over.
 
@@ -142,6 +149,7 @@ class ActiveLearner:
             self.network.compile(dynamic=False)
         self.train_network: nn.Module = self.network
         self.optimizer = make_optimizer(self.network, hp.weight_decay)
+        self.scaler = gradient_scaler(self.compute_dtype, self.device)
         self._inference = Inference(
             self.network,
             self.mean,
@@ -149,6 +157,7 @@ class ActiveLearner:
             self.compute_dtype,
             hp.scoring_batch_size,
             hp.compile,
+            hp.tf32,
         )
         self._scorer = PoolScorer(self.network, self._inference, ranks, progress)
         self.pretraining: SelfSupervision | None = None
@@ -354,12 +363,19 @@ class ActiveLearner:
     def train_step(
         self,
         backward: Callable[[Tensor], None] = torch.Tensor.backward,
-        step_optimizer: Callable[[torch.optim.Optimizer], None] | None = None,
+        step_optimizer: StepOptimizer = step_and_zero,
     ) -> None:
         """Take one optimizer step on this round's next batch of labelled images.
 
-        `backward` and `step_optimizer` let a trainer put its own in place of PyTorch's.
+        `backward` and `step_optimizer` let a trainer put its own in place of PyTorch's. In float16
+        the scaler skips a step whose gradients are not finite; it counts as taken all the same.
         """
+        with float32_products(self.hp.tf32):
+            self._train_step(backward, step_optimizer)
+
+    def _train_step(
+        self, backward: Callable[[Tensor], None], step_optimizer: StepOptimizer
+    ) -> None:
         hp = self.hp
         round_, batch = divmod(self.step, hp.batches_per_round)
         if batch == 0 and round_ > 0:
@@ -392,12 +408,9 @@ class ActiveLearner:
             loss = F.cross_entropy(logits, targets, label_smoothing=hp.label_smoothing)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
-        backward(loss)
-        if step_optimizer is None:
-            self.optimizer.step()
-            self.optimizer.zero_grad()
-        else:
-            step_optimizer(self.optimizer)
+        backward(self.scaler.scale(loss))
+        step_optimizer(self.optimizer, self.scaler)
+        self.scaler.update()
         self.meter.update(loss, logits, targets)
         self.step += 1
 
@@ -547,6 +560,7 @@ class ActiveLearner:
             "step": self.step,
             "results": [list(astuple(result)) for result in self.results],
             "pool": self.pool.values(),
+            "scaler": self.scaler.state_dict(),
         }
         return tensors, values
 
@@ -560,6 +574,8 @@ class ActiveLearner:
         self.step = int(values["step"])
         self.results = [RoundResult(*result) for result in values["results"]]
         self._planned_round = -1
+        if values.get("scaler"):  # empty where the run did not compute in float16
+            self.scaler.load_state_dict(values["scaler"])
         backbone = _with_prefix(tensors, "backbone.")
         if backbone:
             self._backbone = {name: value.to(self.device) for name, value in backbone.items()}

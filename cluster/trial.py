@@ -119,7 +119,10 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         queries = _Queries()
         if not label_round(self.learner, self.oracle, queries):
             raise AwaitingLabelsError
-        self.learner.train_step(self.context.backward, self.context.step_optimizer)
+        self.learner.train_step(
+            self.context.backward,
+            lambda optimizer, scaler: self.context.step_optimizer(optimizer, scaler=scaler),
+        )
         # Only now. A trial that resumes from the last round's end reports its query again, and of
         # what it had reported before the master keeps only what lies at or before that step.
         if self.ranks.rank == 0:

@@ -7,6 +7,7 @@ data set's folder with the columns file and group, split or both.
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from data_sources.folder_listing import SPLIT_NAMES
 from data_sources.names import readable
 from data_sources.raw import describe_os_error
+from data_sources.separated import file_key, separator, without_hint
 from errors import UserError
 
 TABLE_SUFFIX = ".csv"
@@ -78,12 +80,12 @@ def _from_table(root: Path, paths: Sequence[str], name: str) -> Grouping:
     groups: list[str] = []
     splits: list[int | None] = []
     for path in map(readable, paths):
-        if path not in rows:
+        if file_key(path) not in rows:
             raise UserError(f"{table}: no line for {path}; add it, with the path as written here")
-        group, split = rows[path]
+        group, split = rows[file_key(path)]
         groups.append(path if group is None else group)
         splits.append(split)
-    unknown = sorted(set(rows) - set(map(readable, paths)))
+    unknown = sorted(set(rows) - set(map(file_key, paths)))
     if unknown:
         raise UserError(
             f"{table}: {len(unknown)} files are listed and not there, such as {unknown[0]}; "
@@ -97,9 +99,10 @@ def _from_table(root: Path, paths: Sequence[str], name: str) -> Grouping:
 def _read_table(table: Path) -> dict[str, tuple[str | None, int | None]]:
     """Group and split by file. Commas, semicolons or tabs part the columns."""
     try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
+        with table.open(encoding="utf-8-sig", newline="") as opened:
+            file = io.StringIO(without_hint(opened.read()), newline="")
             header = file.readline()
-            delimiter = max(",;\t", key=header.count)
+            delimiter = separator(header)
             columns = [name.strip(' "\r\n').lower() for name in header.split(delimiter)]
             if "file" not in columns or not {"group", "split"} & set(columns):
                 raise UserError(
@@ -120,8 +123,9 @@ def _read_table(table: Path) -> dict[str, tuple[str | None, int | None]]:
 def _add_row(
     rows: dict[str, tuple[str | None, int | None]], row: dict[str, str | None], where: str
 ) -> None:
-    # Windows writes backslashes.
-    name = readable((row["file"] or "").strip().replace("\\", "/").removeprefix("./"))
+    if not any(isinstance(cell, str) and cell.strip() for cell in row.values()):
+        return  # a spreadsheet may write rows of empty cells at the end
+    name = file_key(row["file"] or "")
     split = (row.get("split") or "").strip().lower()
     if "split" in row and split not in SPLIT_NAMES:
         raise UserError(f"{where}: split {split!r}; give train, val or test")
@@ -129,7 +133,8 @@ def _add_row(
         raise UserError(f"{where}: no group for {name!r}; give one")
     if name in rows:
         raise UserError(f"{where}: {name!r} is there twice; remove one line")
-    rows[name] = (row.get("group"), SPLIT_NAMES[split] if split else None)
+    group = row.get("group")
+    rows[name] = (group and readable(group.strip()), SPLIT_NAMES[split] if split else None)
 
 
 def _numbered(names: Sequence[str], splits: NDArray[np.int64] | None) -> Grouping:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from unicodedata import normalize
 
 from data_sources.image_file import SUFFIXES, is_image
 from data_sources.names import readable
@@ -85,7 +86,8 @@ def _entries(folder: Path, real_root: str) -> Iterator[os.DirEntry[str]]:
     data.
     """
     with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
+        # The same order in any locale, and where macOS has taken letters and accents apart.
+        entries = sorted(scan, key=lambda entry: (normalize("NFC", entry.name), entry.name))
     for entry in entries:
         if is_litter(entry.name):
             continue

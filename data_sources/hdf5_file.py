@@ -23,7 +23,8 @@ def opened(path: Path) -> Iterator[Any]:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        # Without a lock, which network file systems and read-only ones may not have.
+        with h5py.File(path, "r", locking=False) as file:
             yield file
     except UserError:
         raise

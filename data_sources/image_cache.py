@@ -5,10 +5,14 @@ Also: the folders in which this cache and that of `disk_images` lie.
 
 from __future__ import annotations
 
+import atexit
+import functools
 import hashlib
 import json
 import logging
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,14 +34,25 @@ def cache_folders(data_dir: Path, read_only: bool) -> tuple[Path, ...]:
     """Where images of the data sets in `data_dir` may be cached; new caches go into the first.
 
     That is `data_dir/.cache`, which all users of the data share. With `read_only`, nothing is
-    written into `data_dir`: new caches go into a folder of the user's own.
+    written into `data_dir`: new caches go into a folder of the user's own. Where the user has no
+    home, that folder lasts as long as the process.
     """
     shared = data_dir / ".cache"
     if not read_only:
         return (shared,)
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # a container's user may have no home
+        return (_temporary_folder(), shared)
     name = hashlib.sha256(os.fsencode(os.path.realpath(data_dir))).hexdigest()[:16]
     return home / "active_learning_images" / name, shared
+
+
+@functools.cache
+def _temporary_folder() -> Path:
+    folder = tempfile.mkdtemp(prefix="active_learning_images_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def cached_images(

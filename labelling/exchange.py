@@ -17,6 +17,7 @@ from pathlib import PurePosixPath
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
+from data_sources.separated import file_key, separator, without_hint
 from errors import UserError
 from labelling.batch import Batch
 from labelling.log import SKIP_REASONS, Answer
@@ -54,6 +55,8 @@ def csv_of_answers(batch: Batch, lines: Sequence[Answer]) -> str:
 def answers_from_csv(text: str, batch: Batch, annotator: str) -> list[Answer]:
     """The answers in a CSV file with the columns `label` and `index` or `file`.
 
+    Commas, semicolons or tabs part the columns, and Windows may write the names of files.
+
     A row without label and `skip` is passed over, so an exported file can be filled in.
 
     Args:
@@ -63,18 +66,22 @@ def answers_from_csv(text: str, batch: Batch, annotator: str) -> list[Answer]:
         UserError: a file name or class that the batch does not know, an image twice, or a file
             that is no such CSV; the message names the line.
     """
-    reader = csv.reader(io.StringIO(text.removeprefix("\ufeff"), newline=""), strict=True)
+    text = text.removeprefix("\ufeff")
+    table = without_hint(text)
+    first_line = 1 + (len(table) < len(text))
+    parts = separator(table.partition("\n")[0])
+    reader = csv.reader(io.StringIO(table, newline=""), strict=True, delimiter=parts)
     find = _Finder(batch)
     answers: list[Answer] = []
     seen: dict[tuple[int, str], int] = {}
-    line = 1
+    line = first_line
     try:
         header = [name.strip().lower() for name in next(reader, [])]
         if "label" not in header or not {"index", "file"} & set(header):
             raise UserError("needs the columns label and index or file, in its first line")
         if len(set(header)) != len(header):
             raise UserError(f"has a column twice ({', '.join(header)}); remove one")
-        line = reader.line_num + 1
+        line = reader.line_num + first_line
         for cells in reader:
             if len(cells) not in (0, len(header)):
                 raise UserError(f"has {len(cells)} cells, the first line {len(header)}; mend it")
@@ -85,7 +92,7 @@ def answers_from_csv(text: str, batch: Batch, annotator: str) -> list[Answer]:
                 name = row.get("annotator", "").strip() or annotator
                 answers.append(_imported(batch, image, name, label or None, skip or None))
                 _refuse_second(seen, image, name, line)
-            line = reader.line_num + 1
+            line = reader.line_num + first_line
     except (UserError, csv.Error) as error:
         raise UserError(f"CSV line {line}: {error}; {NOTHING_IMPORTED}") from error
     return _as_one_import(answers, "CSV")
@@ -260,22 +267,24 @@ class _Finder:
         self._indices = {item.index for item in batch.images}
         self._by_file: dict[str, int | None] = {}
         for item in batch.images:
-            for name in {item.source, PurePosixPath(item.source).name, f"{item.index}.png"}:
+            names = (item.source, PurePosixPath(item.source).name, f"{item.index}.png")
+            for name in set(map(file_key, names)):
                 # None: several images are called so.
                 self._by_file[name] = None if name in self._by_file else item.index
         for item in batch.images:
-            self._by_file[item.source] = item.index
+            self._by_file[file_key(item.source)] = item.index
 
     def by_row(self, index: str, file: str) -> int:
+        key = file_key(file)
         if index:
             if not index.isdecimal() or int(index) not in self._indices:
                 raise UserError(f"index {index!r}: is not in this batch; remove the line")
-            if file and self._by_file.get(file, int(index)) not in (int(index), None):
+            if file and self._by_file.get(key, int(index)) not in (int(index), None):
                 raise UserError(f"file {file!r}: is not image {index}; give one of the two")
             return int(index)
-        if file not in self._by_file:
+        if key not in self._by_file:
             raise UserError(f"file {file!r}: is not in this batch; remove the line")
-        found = self._by_file[file]
+        found = self._by_file[key]
         if found is None:
             raise UserError(f"file {file!r}: several images are called so; give the index")
         return found

@@ -15,6 +15,7 @@ from active_learning import ActiveLearner
 from data import Splits
 from errors import UserError
 from run_folder.names import DESCRIPTION, FORMAT
+from training.hyperparameters import Hyperparameters
 
 # What reading a damaged JSON or CSV file raises.
 DAMAGE = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -97,15 +98,17 @@ class RunDescription:
     ) -> str | None:
         """The first thing in which a resumed run must not differ and does; None if there is none.
 
-        Versions, the goal and the settings in `may_change` may differ: data may move.
+        Versions, the goal and the settings in `may_change` may differ: data may move. A setting
+        that an older run does not know has its default there.
         """
+        defaults = Hyperparameters().resolved()
         mine, theirs = (
             {
                 "dataset": one.dataset,
                 "seed": one.seed,
                 **{
                     f"hyperparameters.{name}": value
-                    for name, value in one.settings.items()
+                    for name, value in {**defaults, **one.settings}.items()
                     if name not in may_change
                 },
                 "the data's fingerprint": one.fingerprint,

@@ -131,6 +131,7 @@ def open_model(path: Path, checkpoint: str = "best") -> Model:
         std=torch.tensor(description.std).to(device),
         compute_dtype=compute_dtype(hp.precision, device),
         batch_size=hp.scoring_batch_size,
+        tf32=hp.tf32,
     )
     return Model(
         path=path,
@@ -199,6 +200,7 @@ def _load_splits(
 def _checkpoint_folder(path: Path, which: str) -> Path:
     """The folder of the checkpoint that `which` means; `path` itself where it is a checkpoint."""
     if is_checkpoint(path):
+        _check_is_meant(path, which)
         return path
     description, _ = read_description(path)
     entry = _checkpoint_entry(path, description, which)
@@ -209,6 +211,28 @@ def _checkpoint_folder(path: Path, which: str) -> Path:
             f"{folder}: missing or damaged ({', '.join(damaged)}); give another one by --checkpoint"
         )
     return folder
+
+
+def _check_is_meant(checkpoint: Path, which: str) -> None:
+    """Refuse a word that means another checkpoint than the one at hand."""
+    _, content = read_description(checkpoint)
+    try:
+        round_ = read_progress(content).round
+    except DAMAGE as error:
+        raise UserError(
+            f"{checkpoint}: damaged ({one_line(error)}); name another checkpoint"
+        ) from error
+    is_id = len(which) >= SHORTEST_ID and checkpoint.resolve().name.startswith(which)
+    if which not in ("best", "last", str(round_)) and not is_id:
+        raise UserError(
+            f"{checkpoint}: is the checkpoint of round {round_}, not one {_wanted(which)}; name "
+            "that one, or its run's folder"
+        )
+
+
+def _wanted(which: str) -> str:
+    """Which checkpoint the command line asks for, as a message says it."""
+    return f"of round {which}" if len(which) < SHORTEST_ID else f"called {which}"
 
 
 def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Mapping[str, Any]:
@@ -223,7 +247,7 @@ def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Ma
         matching = [one for one in entries if which == str(one["round"])]
         if not matching and len(which) >= SHORTEST_ID:
             matching = [one for one in entries if one["uuid"].startswith(which)]
-        known = ", ".join(f"{one['round']} ({one['uuid'][:8]})" for one in entries)
+        known = ", ".join(f"round {one['round']} ({one['uuid'][:8]})" for one in entries)
     except DAMAGE as error:
         raise UserError(
             f"{path}: no checkpoint ({one_line(error)}); let the run finish its first round"
@@ -232,8 +256,8 @@ def _checkpoint_entry(path: Path, description: RunDescription, which: str) -> Ma
         return _checked(path, named[which])
     if len(matching) != 1:
         raise UserError(
-            f"--checkpoint {which}: {len(matching)} checkpoints of {path} are called so; give "
-            f"best, last, or a round or id that was kept: {known}"
+            f"{path}: {len(matching)} checkpoints {_wanted(which)}; those kept are of {known}; "
+            "give one of these, best or last"
         )
     return _checked(path, matching[0])
 

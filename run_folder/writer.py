@@ -28,6 +28,7 @@ from run_folder import names
 from run_folder.checkpoint import progress_of, write_checkpoint
 from run_folder.description import DAMAGE, RunDescription, one_line, read_description
 from run_folder.tables import MetricsTable, read_csv
+from training.experiment_config import parse_yaml
 from training.stopping import StopReason
 
 # A damaged latest checkpoint gives way to the one before.
@@ -105,7 +106,7 @@ class RunFolder:
             UserError: there is no run, a damaged one, or one of another format.
         """
         try:
-            config = yaml.safe_load((path / names.CONFIG).read_text(encoding="utf-8"))
+            config = parse_yaml((path / names.CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
             raise UserError(
                 f"--resume {path}: not a run folder ({one_line(error)}); name one that a run has "
@@ -130,6 +131,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process. The lock of a process that has died is free again.
 
+        On a file system without locks there is a warning in its place.
+
         Raises:
             UserError: another process holds it, or the folder cannot be written.
         """
@@ -150,6 +153,11 @@ class RunFolder:
                     f"--resume {self.path}: {holder} works on this run; wait until it ends, or "
                     "stop it"
                 ) from None
+            except OSError as error:
+                logger.warning(
+                    "%s: cannot be locked (%s); start no other process on this run",
+                    self.path, error.strerror,
+                )  # fmt: skip
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
             yield

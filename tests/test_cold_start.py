@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from active_learning import ActiveLearner
 from data import ImageStore, normalise
@@ -86,3 +87,16 @@ def test_is_typiclust_of_what_is_named(initial_pool: str, make_learner: Build) -
     assert torch.equal(ask(learner).indices, expected)
     again = make_learner(initial_pool=initial_pool, precision="float32")
     assert torch.equal(ask(again).indices, expected)
+
+
+def test_pixels_on_the_host_are_chosen_among_on_the_host(make_learner: Build) -> None:
+    """As beside a GPU that cannot hold the images; here the GPU is one in name only."""
+    learner = make_learner(initial_pool="pixels")
+    count = len(learner.train_store)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        on_gpu = torch.arange(count, device="cuda")
+        learner._candidates = lambda round_: on_gpu  # type: ignore[method-assign]
+        scores = learner._score(0)
+    assert scores.embeddings is not None
+    assert scores.embeddings.shape == (count, 64)
+    assert scores.candidates.device == scores.embeddings.device == torch.device("cpu")

@@ -55,6 +55,48 @@ def test_nothing_else_is_left(exported: Path) -> None:
     assert [path.name for path in exported.parent.iterdir()] == ["model"]
 
 
+def kept_checkpoints(run: Path) -> dict[int, Path]:
+    """The folders of the checkpoints that a run has kept, by round."""
+    entries = json.loads((run / "checkpoints.json").read_text())
+    return {one["round"]: run / "checkpoints" / one["uuid"] for one in entries}
+
+
+def test_the_round_that_is_asked_for_is_exported(small_run: Path, tmp_path: Path) -> None:
+    for round_, checkpoint in kept_checkpoints(small_run).items():
+        for source in (small_run, checkpoint):
+            folder = tmp_path / f"{source.name}_{round_}"
+            arguments = [str(source), "--round", str(round_), "--output", str(folder)]
+            assert export.main(arguments) == 0
+            training = read_exported(folder).training
+            assert (training.round, training.checkpoint) == (round_, checkpoint.name)
+
+
+def test_a_round_that_was_not_kept_is_refused_with_those_that_were(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a checkpoint that was downloaded alone, under whatever name."""
+    kept = kept_checkpoints(small_run)
+    last, checkpoint = max(kept.items())
+    downloaded = shutil.copytree(checkpoint, tmp_path / "latest")
+    for source, word, expected in (
+        (small_run, "7", ["0 checkpoints of round 7", *(f"round {n} (" for n in kept)]),
+        (small_run, "best of all", ["0 checkpoints called best of all", "best or last"]),
+        (downloaded, "7", [f"is the checkpoint of round {last}, not one of round 7"]),
+    ):
+        output = str(tmp_path / "out")
+        assert export.main([str(source), "--round", word, "--output", output]) == 2
+        message = capsys.readouterr().err
+        assert message.count("\n") == 1
+        assert all(part in message for part in expected), message
+    for word in ("best", "last", str(last)):
+        assert reader.open_model(downloaded, word).round == last
+    (downloaded / "run.json").write_text(
+        (downloaded / "run.json").read_text().replace('"round"', '"x"')
+    )
+    with pytest.raises(UserError, match="damaged"):
+        reader.open_model(downloaded, "7")
+
+
 def test_outlier_rule_flags_a_twentieth_of_validation(exported: Path, run: Run) -> None:
     model = read_exported(exported)
     references = read_references(exported, model)

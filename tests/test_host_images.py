@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,22 @@ def test_a_run_on_host_images_is_the_same(
     for found in (weights(), weights(interrupted=True)):
         for name, value in expected.items():
             assert torch.equal(found[name], value), name
+
+
+def test_batches_for_a_gpu_are_gathered_into_pinned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The asynchronous copy to a GPU needs it; here there is none, so the copy is a recorder."""
+    pinned: list[bool] = []
+    empty = torch.empty
+
+    def recorded(*args: Any, pin_memory: bool = False, **kwargs: Any) -> Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **kwargs)
+
+    monkeypatch.setattr(host_images.torch, "empty", recorded)
+    batches = list(batches_on(torch.device("cuda"), IMAGES, BATCHES, Recorder()))
+    assert pinned == [True] * len(BATCHES)
+    for batch, indices in zip(batches, BATCHES, strict=True):
+        assert torch.equal(batch, IMAGES[indices])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -95,6 +95,7 @@ ELSEWHERE = {
     *DATA,
     *RUNTIME,
     *("pretrained", "freeze_backbone", "pretrained_backbone", "compile"),
+    "tf32",  # in test_precision.py
     "oracle",
     "stop_after_rounds_without_gain",  # in test_stopping.py
 }

@@ -54,7 +54,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"crop_padding": 8}, r"crop_padding: 8 pixels are no less than the image's 8"),
     ({"colour_jitter": 2.0}, r"colour_jitter: 2.0 is out of range"),
     ({"stain_jitter": -0.1}, r"stain_jitter: -0.1 is out of range"),
-    ({"precision": "fp16"}, r"precision: 'fp16' is unknown; allowed are auto, bfloat16, float32"),
+    ({"precision": "fp16"}, r"precision: 'fp16' is unknown; allowed are auto, bfloat16, float16"),
     ({"reporting_period": 0}, r"reporting_period: 0 is out of range"),
     ({"evaluation_size": -1}, r"evaluation_size: -1 is out of range"),
     ({"rounds": 0}, r"rounds: 0 is out of range"),

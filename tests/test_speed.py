@@ -13,7 +13,7 @@ from benchmarks.speed import naive as speed_naive
 from benchmarks.speed import rows as speed_rows
 from benchmarks.speed.rows import COLUMNS, Row
 from benchmarks.speed.timing import Spread
-from training.precision import fast_bfloat16
+from training.precision import compute_dtype
 
 from . import strategy_reference as reference
 
@@ -29,7 +29,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_section_is_measured_beside_its_baseline(measured: Path) -> None:
     with (measured / "speed.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    limits = 1 + fast_bfloat16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    limits = 1 + (compute_dtype("auto", device) != torch.float32)
     assert [row["section"] for row in rows] == (
         ["limit"] * limits + ["training", "scoring", "round"] + ["selection"] * 7 + ["memory"]
     )

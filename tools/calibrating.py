@@ -35,7 +35,7 @@ class Calibration:
 
 def calibrate(run: Run) -> Calibration:
     """Fit temperature and outlier threshold in float32, in which the service computes."""
-    inference = dataclasses.replace(run.inference, compute_dtype=torch.float32)
+    inference = dataclasses.replace(run.inference, compute_dtype=torch.float32, tf32=False)
     labelled = run.pool.labelled
     if len(labelled) > MAX_REFERENCES:
         order = torch.randperm(len(labelled), generator=make_generator(run.seed, "references"))

@@ -16,10 +16,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from errors import UserError, exit_status
+from tools.run_arguments import add_run_arguments
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,9 +98,12 @@ def held_out_probabilities(embeddings: Tensor, labels: Tensor, classes: int) -> 
     for others, fold in KFold(FOLDS, shuffle=True, random_state=SEED).split(x):
         # Strong regularisation: there are more dimensions than labels.
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        rows = torch.from_numpy(fold)
+        if len(set(y[others])) == 1:  # the other classes lie in this fold alone
+            probabilities[rows, y[others][0]] = 1.0
+            continue
         model.fit(x[others], y[others])
         known = torch.from_numpy(model.classes_)  # a rare class may lie in one fold alone
-        rows = torch.from_numpy(fold)
         probabilities[rows[:, None], known] = torch.from_numpy(
             model.predict_proba(x[fold])
         ).double()
@@ -114,9 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that model_def.py wrote")
-    parser.add_argument("--checkpoint", default="last", help="best, last, a round or an id")
-    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    add_run_arguments(parser, checkpoint="last")
     parser.add_argument("--most", type=int, default=20, help="how many to list; default 20")
     parser.add_argument(
         "--ask", action="store_true", help="put them into the next batch of a run of people"

@@ -1,9 +1,11 @@
 """Writes a run's network for use elsewhere, with everything that the prediction service needs.
 
-    python -m tools.export RUN --output DIR [--images image.png folder/ file.npz ...]
-    python -m tools.export RUN --output DIR --verify [--images ...]
+    python -m tools.export RUN --output DIR [--round N | --checkpoint best|last]
+                           [--images image.png folder/ file.npz ...]
+    python -m tools.export RUN --output DIR --verify [--round N ...] [--images ...]
 
-RUN is a run folder or a checkpoint's. DIR then holds:
+RUN is a run folder or a checkpoint's. Of a run's rounds the last two and the best are kept, and the
+best is exported unless --round or --checkpoint says otherwise. DIR then holds:
 
     config.json              classes, input, temperature, outlier threshold, training, version
     model.safetensors        weights, by the names of resnet_custom.SplitNetwork
@@ -27,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from errors import exit_status
+from tools.run_arguments import add_run_arguments
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -65,11 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint folder")
-    parser.add_argument(
-        "--checkpoint", default="best", help="best, last, a round, or 4 or more characters of an id"
-    )
-    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    add_run_arguments(parser)
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--images", type=Path, nargs="+", help="real images to check on, without the data set"

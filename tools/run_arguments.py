@@ -6,19 +6,19 @@ import argparse
 from pathlib import Path
 
 
-def add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    """RUN, --checkpoint or --round, and --data-dir."""
-    parser.add_argument("run", type=Path, metavar="RUN", help="folder that a run has written")
-    add_checkpoint_arguments(parser)
+def add_run_arguments(parser: argparse.ArgumentParser, checkpoint: str = "best") -> None:
+    """RUN, --checkpoint, by default `checkpoint`, or --round, and --data-dir."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="run folder or checkpoint folder")
+    add_checkpoint_arguments(parser, checkpoint)
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint or --round, and --data-dir."""
+def add_checkpoint_arguments(parser: argparse.ArgumentParser, default: str = "best") -> None:
+    """--checkpoint, by default `default`, or --round, and --data-dir."""
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--checkpoint",
-        default="best",
-        help="best (default), last, or 4 or more characters of a checkpoint's id",
+        default=default,
+        help=f"best, last, or 4 or more characters of a checkpoint's id; default: {default}",
     )
     which.add_argument(
         "--round", dest="checkpoint", metavar="N", help="the checkpoint of this round, from 0"

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from errors import UserError, exit_status
 from serving.threads import use_one_thread
+from tools.run_arguments import add_checkpoint_arguments
 
 if TYPE_CHECKING:
     from labelling.uploads import Uploads
@@ -82,12 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "source", type=Path, metavar="FOLDER", help="a run's, a checkpoint's or an exported one"
     )
-    parser.add_argument(
-        "--checkpoint",
-        default="best",
-        help="of a run: best, last, a round, or 4 or more characters of an id",
-    )
-    parser.add_argument("--data-dir", type=Path, help="in place of the run's data_dir")
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "--corrections",
         type=Path,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from resnet_custom import SplitNetwork
+from training.precision import float32_products
 
 # On a CPU, larger steps push the activations out of its caches: a ResNet-50 embeds 28x28 images a
 # seventh faster in steps of 128 than in steps of 512.
@@ -31,6 +32,7 @@ class Embedder:
         compiled_size: run the backbone under torch.compile on this many images at a time. Smaller
             batches are padded, because every other size would be compiled again. None: do not
             compile.
+        tf32: whether a GPU may compute float32 products in TF32.
     """
 
     def __init__(
@@ -38,10 +40,12 @@ class Embedder:
         network: SplitNetwork,
         compute_dtype: torch.dtype,
         compiled_size: int | None = None,
+        tf32: bool = False,
     ) -> None:
         self._network = network
         self._dtype = compute_dtype
         self._compiled_size = compiled_size
+        self._tf32 = tf32
         self._copy = self._inference_copy()
         if compiled_size is not None:
             self._copy.backbone.compile(dynamic=False)
@@ -63,7 +67,8 @@ class Embedder:
         # After the padding, which for one channel may change the strides of channels last.
         images = images.contiguous(memory_format=torch.channels_last)
         enabled = self._dtype != torch.float32
-        with torch.autocast(images.device.type, self._dtype, enabled=enabled):
+        autocast = torch.autocast(images.device.type, self._dtype, enabled=enabled)
+        with autocast, float32_products(self._tf32):
             embed = self._copy.embed_upright if upright else self._copy.embed
             return embed(images)[:count].float()
 

@@ -23,6 +23,30 @@ from training.search_space import parse_range
 logger = logging.getLogger("active_learning")
 
 
+class _OnceEach(yaml.SafeLoader):
+    """Refuses a name that stands twice in one mapping, of which YAML would keep the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in seen:
+                    problem = f"{key.value} stands twice"
+                    raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """The content of a YAML text of plain values.
+
+    Raises:
+        yaml.YAMLError: it is no such text, or a name stands twice in a mapping.
+        ValueError, RecursionError: likewise.
+    """
+    return yaml.load(text, _OnceEach)
+
+
 def load(path: Path) -> dict[str, Any]:
     """The configuration in the YAML file at `path`.
 
@@ -30,7 +54,7 @@ def load(path: Path) -> dict[str, Any]:
         UserError: no such file, no YAML, or no `hyperparameters` in it.
     """
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = parse_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not a UTF-8 text"
         message = f"--config {path}: {reason}; give a YAML file such as config.yaml"

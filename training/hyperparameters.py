@@ -252,9 +252,15 @@ class Hyperparameters:
 
     precision: str = choice(
         "auto",
-        "Precision of the network; auto: bfloat16 where the hardware multiplies it.",
-        why="Faster on GPUs and recent CPUs; float32 where bfloat16 would only be emulated.",
-        allowed=("auto", "bfloat16", "float32"),
+        "Precision of the network; auto: bfloat16 where the hardware multiplies it, float16 with a "
+        "scaled loss on GPUs without it.",
+        why="Faster on GPUs and recent CPUs; float32 where the others would only be emulated.",
+        allowed=("auto", "bfloat16", "float16", "float32"),
+    )
+    tf32: bool = switch(
+        False,
+        "Let NVIDIA GPUs from Ampere on compute the network's float32 products in TF32.",
+        why="Exact: float32 is used where it was asked for, or where nothing faster exists.",
     )
     compile: bool = switch(
         False,
@@ -558,4 +564,9 @@ class Hyperparameters:
                 raise UserError(
                     f"hyperparameters.{name}: {size} cannot be shared by {ranks} processes; "
                     f"make it a multiple of {ranks}"
+                )
+            if ranks > 1 and size == ranks:
+                raise UserError(
+                    f"hyperparameters.{name}: {size} leaves each of {ranks} processes one image, "
+                    f"which batch normalisation cannot learn from; give at least {2 * ranks}"
                 )

@@ -75,6 +75,7 @@ class Inference:
     compute_dtype: the type that the backbone computes in.
     batch_size: images per step; a CPU takes `LARGEST_CPU_STEP` at most.
     compiled: run the backbone under torch.compile.
+    tf32: whether a GPU may compute the backbone's float32 products in TF32.
     """
 
     network: SplitNetwork
@@ -83,6 +84,7 @@ class Inference:
     compute_dtype: torch.dtype
     batch_size: int
     compiled: bool = False
+    tf32: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -92,7 +94,7 @@ class Inference:
     @cached_property
     def _embedder(self) -> Embedder:
         size = self.step if self.compiled else None
-        return Embedder(self.network, self.compute_dtype, compiled_size=size)
+        return Embedder(self.network, self.compute_dtype, compiled_size=size, tf32=self.tf32)
 
     @property
     def step(self) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
+
+# Takes a step with the gradients that are there, and removes them.
+StepOptimizer = Callable[[torch.optim.Optimizer, torch.amp.GradScaler], None]
 
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 
@@ -27,6 +31,12 @@ def make_optimizer(network: nn.Module, weight_decay: float) -> torch.optim.Optim
     # Before torch 2.4, CPUs have no fused optimizer.
     fused = next(network.parameters()).is_cuda or TORCH >= (2, 4)
     return torch.optim.AdamW(groups, lr=0.0, fused=fused, foreach=not fused)
+
+
+def step_and_zero(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> None:
+    """Take the optimizer's step through the scaler, which may skip it."""
+    scaler.step(optimizer)
+    optimizer.zero_grad()
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup_fraction: float) -> float:

@@ -21,7 +21,8 @@ from errors import DivergedError, UserError
 from resnet_custom import SplitNetwork
 from training.host_images import batches_on
 from training.hyperparameters import Hyperparameters
-from training.optimisation import learning_rate, make_optimizer
+from training.optimisation import learning_rate, make_optimizer, step_and_zero
+from training.precision import float32_products, gradient_scaler
 from training.ranks import ALONE, Ranks
 from training.scoring import Progress
 from training.seeds import make_generator
@@ -90,6 +91,7 @@ class SelfSupervision:
         self._trained = nn.ModuleList([self._network.backbone, self._projector])
         self._trained.requires_grad_(True).train()
         self._optimizer = make_optimizer(self._trained, hp.weight_decay)
+        self._scaler = gradient_scaler(dtype, self._device)
         self._views = Views(hp.flips_and_rotations)
         self._feed: Iterator[Tensor] | None = None  # the images of the steps that are left
         self._loss = torch.zeros((), device=self._device)  # sum since the last `report`
@@ -148,6 +150,10 @@ class SelfSupervision:
 
     def train_step(self) -> None:
         """Take one optimizer step on the next batch of images."""
+        with float32_products(self.hp.tf32):
+            self._train_step()
+
+    def _train_step(self) -> None:
         if self._feed is None:
             self._feed = batches_on(self._device, self._images, self._index_batches())
         gathered, count = next(self._feed), self.hp.self_supervised_batch_size
@@ -158,11 +164,11 @@ class SelfSupervision:
         loss = self._batch_loss(images.contiguous(memory_format=torch.channels_last))
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss.backward()
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         # Every rank has the loss of the whole batch, but only the gradient of its own images.
         self._ranks.add_gradients(self._trained.parameters())
-        self._optimizer.step()
-        self._optimizer.zero_grad()
+        step_and_zero(self._optimizer, self._scaler)
+        self._scaler.update()
         self._loss += loss.detach()
         self.step += 1
         if self.finished:
@@ -214,6 +220,7 @@ class SelfSupervision:
             "step": self.step,
             "trained": self._trained.state_dict(),
             "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
         }
         content = io.BytesIO()
         torch.save(state, content)
@@ -237,6 +244,8 @@ class SelfSupervision:
                 )
         self._trained.load_state_dict(state["trained"])
         self._optimizer.load_state_dict(state["optimizer"])
+        if state.get("scaler"):
+            self._scaler.load_state_dict(state["scaler"])
         self.step = self._reported = state["step"]
         self._feed = None
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from training.precision import fast_bfloat16
+from training.precision import compute_dtype
 
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
@@ -84,7 +84,7 @@ def product_rate(dtype: torch.dtype, size: int, device: torch.device) -> float:
 
 def fast_dtype(device: torch.device) -> torch.dtype:
     """The type in which the device multiplies fastest, as `precision: auto` chooses it."""
-    return torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    return compute_dtype("auto", device)
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float | None:
@@ -148,7 +148,7 @@ def machine(device: torch.device) -> str:
         name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         pass
-    arithmetic = "bfloat16" if fast_bfloat16(device) else "no bfloat16"
+    arithmetic = "bfloat16" if fast_dtype(device) == torch.bfloat16 else "no bfloat16"
     return f"{name}, {torch.get_num_threads()} threads, {arithmetic}"
 
 
