@@ -15,6 +15,7 @@ listed: the work and the memory grow with the number of images, not with that of
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -31,11 +32,13 @@ FLAT = 1.0  # grey levels: an image whose pixels deviate less from their mean is
 COMPONENTS = 96
 SAMPLE = 2048  # images that the principal components come from
 MOST_COPIES = 3  # listed of an image in each split
-ROWS, COLUMNS = 1024, 2048  # images compared with each other at a time
+ROWS, COLUMNS = 2048, 2048  # images compared with each other at a time
 BLOCK = 1024  # images, or pairs, whose pixels are held at a time
-# Wrong candidates in a block, from which on a product of all pixels is faster than pair by pair.
-# Images of mere noise, which no components describe, have so many.
+# Candidates in a block, from which on a product of all pixels is faster than pair by pair, unless
+# most of them are alike. One scene with too much noise for its pictures to be alike has so many.
 MANY_CANDIDATES = 10_000
+PROBED = 256  # candidates that tell whether most are alike
+SPARE = 0.03  # of the length of an image of noise, by which components describe more than needed
 ROUNDING = 1e-5  # that float32 makes in a product of two features
 
 
@@ -90,7 +93,7 @@ def near_copies(
     """
     drawn = chosen[torch.randperm(len(chosen), generator=generator)[:SAMPLE]]
     images = Standardised(splits, _inside(_reduced(_gather(splits, drawn))))
-    components = _components(images[drawn], generator)
+    components = _components(images[drawn], threshold, generator)
     features = torch.cat(
         [
             _features(images[part], components)
@@ -133,32 +136,53 @@ def _block_copies(
     searching = torch.arange(*rows)
     wanted = torch.full((len(searching),), MOST_COPIES)
     copies = []
+    pixels = torch.empty(0)  # of all rows, once they are needed
     for left in range(columns[0], min(columns[1], rows[1]), COLUMNS):
         searching, wanted = searching[wanted > 0], wanted[wanted > 0]
         right = min(left + COLUMNS, columns[1], rows[1])
         passing = features[searching] @ features[left:right].T >= threshold - ROUNDING
         if right > rows[0]:  # each pair once, and no image with itself
             passing &= torch.arange(left, right) < searching[:, None]
+        there = chosen[left:right]
+        is_sifted = int(passing.sum()) > MANY_CANDIDATES and not _are_mostly_alike(
+            images, chosen[searching], there, passing, threshold
+        )
+        if is_sifted:
+            if not len(pixels):
+                pixels = images[chosen[rows[0] : rows[1]]]
+            passing &= pixels[searching - rows[0]] @ images[there].T >= threshold - ROUNDING
         row, column = passing.nonzero().T
-        sifted = False
         while len(row):
             # As many candidates of each row as it still wants; most of them turn out to be alike.
             # Candidates are ordered by row, so their numbers count from where their row begins.
             number = torch.arange(len(row)) - torch.searchsorted(row, row)
             now = number < wanted[row]
-            pair = torch.stack([chosen[column[now] + left], chosen[searching[row[now]]]])
+            pair = torch.stack([there[column[now]], chosen[searching[row[now]]]])
             similarity = torch.cat([_similarity(images, part) for part in pair.split(BLOCK, 1)])
             alike = similarity >= threshold
             copies.append(torch.cat([pair.double(), similarity[None].double()])[:, alike])
             wanted -= torch.bincount(row[now][alike], minlength=len(wanted))
             later = ~now & (wanted[row] > 0)
             row, column = row[later], column[later]
-            if len(row) > MANY_CANDIDATES and not sifted:
-                passing = images[chosen[searching]] @ images[chosen[left:right]].T
-                passing = passing >= threshold - ROUNDING
+            if len(row) > MANY_CANDIDATES and not is_sifted:
+                passing = images[chosen[searching]] @ images[there].T >= threshold - ROUNDING
                 row, column = torch.stack([row, column])[:, passing[row, column]]
-                sifted = True
+                is_sifted = True
     return copies
+
+
+def _are_mostly_alike(
+    images: Standardised, rows: Tensor, columns: Tensor, passing: Tensor, threshold: float
+) -> bool:
+    """Whether most candidates are alike, by the first one of some rows.
+
+    rows, columns: int64, positions of images. passing: bool [rows, columns].
+    """
+    some = passing.any(1).nonzero().flatten()
+    some = some[:: max(1, len(some) // PROBED)]
+    first = passing[some].to(torch.uint8).argmax(1)
+    similarity = _similarity(images, torch.stack([columns[first], rows[some]]))
+    return bool((similarity >= threshold).float().mean() > 0.5)
 
 
 def _similarity(images: Standardised, pair: Tensor) -> Tensor:
@@ -172,12 +196,27 @@ def _sorted_pairs(copies: Sequence[Tensor]) -> Pairs:
     return Pairs(first[order].long(), second[order].long(), similarity[order].float())
 
 
-def _components(sample: Tensor, generator: torch.Generator) -> Tensor:
+def _components(sample: Tensor, threshold: float, generator: torch.Generator) -> Tensor:
     """Float32 [D, K]: orthonormal directions in which the sample [n, D] varies most.
+
+    K is `COMPONENTS`. Images of mere noise have their length in all directions alike; of them, K
+    directions describe too little to tell any two apart. There K is so large that they do.
+    """
+    # Of the images that they come from, components describe more than of any others.
+    others, held_out = sample.tensor_split([len(sample) * 3 // 4])
+    components = _directions(others, COMPONENTS, generator)
+    described = float((held_out @ components).square().sum(1).mean())
+    if described > 1 - threshold:
+        return components
+    return _directions(sample, math.ceil((1 - threshold + SPARE) * sample.shape[1]), generator)
+
+
+def _directions(sample: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of the components, or as many as there can be.
 
     Halko et al. 2011 (doi 10.1137/090771806): a random projection and two power iterations.
     """
-    count = min(COMPONENTS, *sample.shape)
+    count = min(count, *sample.shape)
     directions = torch.randn(sample.shape[1], count, generator=generator)
     for _ in range(3):
         directions = torch.linalg.qr(sample.T @ (sample @ directions)).Q
@@ -218,7 +257,9 @@ class Standardised:
 
     def __getitem__(self, positions: Tensor) -> Tensor:
         """Float32 [n, D] of length 1 at int64 [n]; 0 for flat images."""
-        pixels = _reduced(_gather(self.splits, positions))[..., self.inside]
+        pixels = _reduced(_gather(self.splits, positions)).flatten(2)
+        if not bool(self.inside.all()):
+            pixels = pixels[..., self.inside.flatten()]
         pixels = (pixels - pixels.mean(2, keepdim=True)).flatten(1)
         length = pixels.norm(dim=1, keepdim=True)
         flat = length < FLAT * pixels.shape[1] ** 0.5
