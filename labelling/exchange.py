@@ -79,7 +79,8 @@ def answers_from_csv(text: str, batch: Batch, annotator: str) -> list[Answer]:
         header = [name.strip().lower() for name in next(reader, [])]
         if "label" not in header or not {"index", "file"} & set(header):
             raise UserError("needs the columns label and index or file, in its first line")
-        if len(set(header)) != len(header):
+        named = [name for name in header if name]  # a spreadsheet may add empty columns
+        if len(set(named)) != len(named):
             raise UserError(f"has a column twice ({', '.join(header)}); remove one")
         line = reader.line_num + first_line
         for cells in reader:

@@ -138,8 +138,8 @@ class AnswerLog:
                     os.fsync(file.fileno())
         except OSError as error:
             raise UserError(
-                f"{self.path}: cannot be written ({error.strerror}); free space or mend the "
-                "permissions"
+                f"{self.path}: cannot be written ({error.strerror}); free space, mend the "
+                "permissions, or move the run to a file system that has locks"
             ) from error
         return added
 

@@ -113,7 +113,7 @@ class LocalObserver(Observer):
         round_ = proposal.round
         chosen = pool.query_of(round_)
         chosen = chosen[pool.labels[chosen] >= 0]
-        with self._writing():
+        with self._writing(), self._reporter.pictures.counted():
             folder.write_metrics(self._reporter.metrics)
             folder.write_queries(
                 self._reporter.queries_csv(),
@@ -152,7 +152,8 @@ class LocalObserver(Observer):
         metrics = self._reporter.metrics
         with self._writing():
             folder.write_metrics(metrics)
-            folder.draw_learning_curve(metrics)
+            with self._reporter.pictures.counted():
+                folder.draw_learning_curve(metrics)
             folder.save_checkpoint(learner, metrics, self._reporter.queries_csv())
         reason = learner.stop_reason
         if reason is not None:

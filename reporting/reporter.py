@@ -63,7 +63,7 @@ class Reporter:
         self._truth = truth
         self._send = send
         self._picture = picture
-        self._schedule = PictureSchedule()
+        self.pictures = PictureSchedule()
         self._round_started = time.perf_counter()
 
     def queries_csv(self) -> str:
@@ -168,5 +168,9 @@ class Reporter:
                 inference=inference,
             )
             seconds = time.perf_counter() - self._round_started
-            for name, png in self._schedule.draw(end, seconds):
+            for name, png in self.pictures.draw(end, seconds):
                 self._picture(f"round/{name}", png)
+        logger.info(
+            "round %d: pictures have taken %.1f s so far, and the rounds without them %.0f s",
+            evaluation.round, self.pictures.spent, self.pictures.rounds_took,
+        )  # fmt: skip

@@ -7,6 +7,7 @@ pictures take to a tenth of the time that the rounds take.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -55,15 +56,15 @@ class RoundEnd:
 
 
 class PictureSchedule:
-    """Draws pictures in turn, those first that were drawn longest ago, within `share` of the time.
+    """Draws pictures in turn, those first that were drawn longest ago, within `SHARE` of the time.
 
     A round that is too short for the next picture saves its time for it. The first rounds of a run
     whose rounds take seconds therefore draw a picture or two each; rounds of minutes draw all.
     """
 
-    def __init__(self, share: float = SHARE) -> None:
-        self._share = share
-        self._seconds = 0.0  # that may be spent
+    def __init__(self) -> None:
+        self.spent = 0.0  # seconds, on all pictures so far
+        self.rounds_took = 0.0  # seconds without these pictures, all rounds so far
         self._costs: dict[str, float] = {}
         self._drawn: dict[str, int] = {}  # when each was drawn last
 
@@ -75,10 +76,10 @@ class PictureSchedule:
         Args:
             round_seconds: how long the round took without pictures.
         """
-        self._seconds += self._share * round_seconds
+        self.rounds_took += round_seconds
         drawers = RoundPictures(end).drawers()
         for name in sorted(drawers, key=lambda one: self._drawn.get(one, -1)):
-            if self._expected(name) > self._seconds:
+            if self.spent + self._expected(name) > SHARE * self.rounds_took:
                 return
             started = time.perf_counter()
             picture = drawers[name]()
@@ -86,8 +87,17 @@ class PictureSchedule:
                 yield name, picture
             cost = time.perf_counter() - started
             self._costs[name] = cost
-            self._seconds -= cost
+            self.spent += cost
             self._drawn[name] = end.round
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Have the block's time count as spent, for pictures that are drawn in any case."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.spent += time.perf_counter() - started
 
     def _expected(self, name: str) -> float:
         """Seconds that the picture took last time; if there was none, as the others did."""

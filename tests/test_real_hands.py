@@ -5,32 +5,57 @@ All of it is generated. Each test's name says the kind.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import json
 import os
+import pwd
 import resource
 import struct
+import time
 import unicodedata
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 
+from active_learning import Evaluation
 from data import UNLABELLED, ImageStore, Splits, load_splits
 from data_sources.image_file import BACKGROUND, decode
 from data_sources.sources import FileSources
 from errors import UserError
+from labelling.exchange import answers_from_csv
+from labelling.log import Answer, AnswerLog
+from labelling.outcome import tally
+from labelling.settings import LabellingSettings
+from local.observer import LocalObserver
+from local.run import Request, run_locally
+from query_strategies import STRATEGIES, PoolScores, get_strategy
+from run_folder.description import RunDescription
+from run_folder.writer import RunFolder
+from tests.conftest import ROOT, SMALL
+from tests.labelling_runs import made_up_batch, made_up_run
+from tools.doubts import held_out_probabilities
 from tools.image_inputs import find_inputs, read_batches
+from training import experiment_config
+from training.hyperparameters import Hyperparameters
+from training.seeds import make_generator
 
 SIZE = 8
 
 
 def load(data_dir: Path, dataset: str = "folder:set", **options: Any) -> Splits:
-    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2}
-    return load_splits(dataset, data_dir, image_size=SIZE, split_seed=0, **{**fractions, **options})
+    usual = {"image_size": SIZE, "validation_fraction": 0.2, "test_fraction": 0.2}
+    return load_splits(dataset, data_dir, split_seed=0, **{**usual, **options})
 
 
 def stores(splits: Splits) -> tuple[ImageStore, ImageStore, ImageStore]:
@@ -54,7 +79,7 @@ def save(path: Path, seed: int, *shape: int, **options: Any) -> None:
     Image.fromarray(pixels(seed, *shape)).save(path, **options)
 
 
-def class_folders(root: Path, count: int = 10, names: str = "ab") -> None:
+def class_folders(root: Path, count: int = 10, names: Sequence[str] = "ab") -> None:
     for label, name in enumerate(names):
         for number in range(count):
             save(root / name / f"{number}.png", 100 * label + number)
@@ -383,19 +408,19 @@ def test_a_class_only_in_test(tmp_path: Path) -> None:
 # --- bit depth and transparency -------------------------------------------------------------------
 
 
+def png_chunk(kind: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(kind + content))
+    return struct.pack(">I", len(content)) + kind + content + check
+
+
 def png(samples: NDArray[Any], colour: int, transparent: bytes = b"") -> bytes:
     """A PNG with 16 bits a channel, which Pillow reads and does not write."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
     height, width = samples.shape[:2]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
-    key = chunk(b"tRNS", transparent) if transparent else b""
-    content = chunk(b"IHDR", header) + key + chunk(b"IDAT", zlib.compress(rows))
-    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
+    key = png_chunk(b"tRNS", transparent) if transparent else b""
+    content = png_chunk(b"IHDR", header) + key + png_chunk(b"IDAT", zlib.compress(rows))
+    return b"\x89PNG\r\n\x1a\n" + content + png_chunk(b"IEND", b"")
 
 
 GREY, COLOUR, GREY_ALPHA, COLOUR_ALPHA = 0, 2, 4, 6  # colour types of PNG
@@ -502,13 +527,8 @@ def bits_png(path: Path, width: int, height: int) -> None:
     row = b"\0" + bytes((width + 7) // 8)
     packer = zlib.compressobj(1)
     content = b"".join(packer.compress(row) for _ in range(height)) + packer.flush()
-
-    def chunk(kind: bytes, part: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + part))
-        return struct.pack(">I", len(part)) + kind + part + check
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
-    data = chunk(b"IDAT", content) + chunk(b"IEND", b"")
+    header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0))
+    data = png_chunk(b"IDAT", content) + png_chunk(b"IEND", b"")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + data)
 
@@ -736,3 +756,348 @@ def test_file_sources_can_be_taken_apart(tmp_path: Path) -> None:
     part = sources.take(np.array([2, 0]))
     assert [part[0], part[1]] == ["c/2.png", "a/0.png"]
     assert part.path(0) == tmp_path / "c" / "2.png"
+
+
+# --- other systems and programs -------------------------------------------------------------------
+
+
+def test_order_of_names_is_that_of_no_locale_and_no_system(tmp_path: Path) -> None:
+    """Copies of one set, with accents as macOS or as others write them, split alike."""
+    splits = []
+    for form in ("NFC", "NFD"):
+        for label, name in enumerate(("élan", "f", "Zone", "e")):
+            for number in range(6):
+                file = unicodedata.normalize(form, f"{name}/{'é' if number % 2 else 'f'}{number}")
+                save(tmp_path / form / "set" / f"{file}.png", 100 * label + number)
+        splits.append(load(tmp_path / form))
+    one, other = splits
+    assert one.class_names == ("Zone", "e", "f", "élan")
+    assert [files(store) for store in stores(one)] == [files(store) for store in stores(other)]
+    assert one.fingerprint() == other.fingerprint()
+
+
+def test_names_with_characters_of_patterns(tmp_path: Path) -> None:
+    class_folders(tmp_path / "set [1]*?", names=("a[0-9]", "{b}"))
+    assert load(tmp_path, "folder:set [1]*?").class_names == ("a[0-9]", "{b}")
+
+
+def test_hdf5_is_read_where_it_cannot_be_locked(tmp_path: Path) -> None:
+    """As on network file systems, or while another program holds the lock."""
+    hdf5_set(tmp_path)
+    with contextlib.ExitStack() as stack:
+        for path in tmp_path.glob("*.h5"):
+            fcntl.flock(stack.enter_context(path.open("rb")), fcntl.LOCK_EX)
+        for read in READERS.values():
+            read(tmp_path)
+
+
+@pytest.fixture
+def without_locks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file system of some clusters."""
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.usefixtures("without_locks")
+def test_file_systems_without_locks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    class_folders(tmp_path / "data" / "set")
+    assert len(all_files(load(tmp_path / "data"))) == 20
+    run = tmp_path / "run"
+    run.mkdir()
+    with RunFolder(run, cast(RunDescription, None)).locked():
+        pass
+    assert "cannot be locked (No locks available); start no other process" in caplog.text
+    with pytest.raises(UserError, match="move the run to a file system that has locks"):
+        AnswerLog(made_up_run(tmp_path, 4)).append([Answer("ann", 0, "tumour")])
+
+
+def test_a_user_without_a_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in containers that run under a number of their own."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    class_folders(tmp_path / "data" / "set")
+    before = sorted((tmp_path / "data").rglob("*"))
+    for _ in range(2):
+        assert len(all_files(load(tmp_path / "data", read_only=True))) == 20
+    assert sorted((tmp_path / "data").rglob("*")) == before
+
+
+def test_a_clock_that_goes_backwards_takes_back_no_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does another time zone: the later line counts."""
+    log = AnswerLog(made_up_run(tmp_path, 4))
+    for zone, class_name in (("Pacific/Kiritimati", "tumour"), ("Etc/GMT+12", "debris")):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        hour = "10" if class_name == "tumour" else "09"
+        line = Answer("ann", 0, class_name, time=f"2026-01-01T{hour}:00:00.000+00:00")
+        log.append([line])
+    monkeypatch.delenv("TZ")
+    time.tzset()
+    outcome = tally(made_up_batch(4), log.read(), LabellingSettings()).outcomes[0]
+    assert outcome.answer == "debris"
+
+
+# --- tables that other programs write -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "file;label\r\nslide\\00001.png;tumour\r\n;\r\n;\r\n",
+        "sep=;\r\nindex;label\r\n1;tumour\r\n",
+        "\ufeffindex\tlabel\tnote\r\n1\ttumour\ta, b, c, d\r\n",
+        "index,label,,\r1,tumour,,\r",
+        'note,"index","label"\n"a; b; c; d",1,tumour\n\n\n',
+    ],
+)
+def test_labels_in_a_table_as_spreadsheets_write_it(table: str) -> None:
+    (answer,) = answers_from_csv(table, made_up_batch(4), "zoe")
+    assert (answer.image, answer.answer) == (1, "tumour")
+
+
+def test_the_line_that_is_named_counts_the_hint_for_spreadsheets() -> None:
+    with pytest.raises(UserError, match="CSV line 3: class 'stroma'"):
+        answers_from_csv("sep=;\nindex;label\n1;stroma\n", made_up_batch(4), "zoe")
+
+
+def test_groups_whose_names_differ_in_spaces_only_are_one_group(tmp_path: Path) -> None:
+    """One patient in two splits would be a leak that nobody sees."""
+    class_folders(tmp_path / "set", count=6)
+    rows = [f"{c}/{n}.png; p{n // 2}{' ' * (n % 2)}" for c in "ab" for n in range(6)]
+    text = "\n".join(["sep=;", "file;group", *rows, ";", ";"])
+    (tmp_path / "set" / "groups.csv").write_text(text)
+    assert "3 groups" in load(tmp_path, group_by="groups.csv").notes.facts[-1]
+
+
+def test_a_setting_that_stands_twice(tmp_path: Path) -> None:
+    """YAML would take the last one without a word."""
+    file = tmp_path / "config.yaml"
+    file.write_text("hyperparameters:\n  rounds: 3\n  seed: 1\n  rounds: 5\n")
+    with pytest.raises(UserError, match=r"rounds stands twice .* line 4") as caught:
+        experiment_config.load(file)
+    assert "\n" not in str(caught.value)
+    file.write_bytes(b"\xef\xbb\xbfhyperparameters:\r\n  rounds: 3\r\n")  # of Windows' editor
+    assert experiment_config.load(file) == {"hyperparameters": {"rounds": 3}}
+
+
+# --- pixels that other programs write -------------------------------------------------------------
+
+
+def test_colour_spaces_of_print_become_the_colours_that_a_viewer_shows(tmp_path: Path) -> None:
+    colour = Image.new("RGB", (SIZE, SIZE), (200, 30, 60))
+    srgb, lab = (ImageCms.createProfile(name) for name in ("sRGB", "LAB"))
+    transform = ImageCms.buildTransform(srgb, lab, "RGB", "LAB")
+    in_lab = ImageCms.applyTransform(colour, transform)
+    assert in_lab is not None
+    for name, picture in {
+        "a.jpg": colour.convert("CMYK"),
+        "a.tif": colour.convert("CMYK"),
+        "b.tif": in_lab,
+        "c.jpg": colour.convert("YCbCr"),
+        "c.png": colour.quantize(4),
+    }.items():
+        picture.save(tmp_path / name)
+        found = decode(tmp_path / name, SIZE).pixels[3, 3].tolist()
+        assert found == pytest.approx([200, 30, 60], abs=2), name
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_grey_of_few_bits_is_scaled_to_full_brightness(tmp_path: Path, bits: int) -> None:
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8) % 2**bits
+    packed = np.packbits(
+        np.unpackbits(values[..., None], axis=2)[..., 8 - bits :].reshape(8, -1), 1
+    )
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    header = struct.pack(">IIBBBBB", 8, 8, bits, GREY, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    (tmp_path / "x.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*c) for c in chunks))
+    expected = values * (255 // (2**bits - 1))
+    np.testing.assert_array_equal(decode(tmp_path / "x.png", 8).pixels.squeeze(), expected)
+
+
+ORIENTATION = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        b"Exif\0\0", b"Exif\0\0no metadata", b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30,
+        b"Exif\0\0Exif\0\0" + ORIENTATION, b"Exif\0\0" + ORIENTATION[:-9],
+    ],
+)  # fmt: skip
+def test_damaged_metadata_do_not_make_an_image_unusable(tmp_path: Path, metadata: bytes) -> None:
+    picture = Image.fromarray(pixels(1, SIZE, SIZE, 3))
+    picture.save(tmp_path / "x.jpg", exif=metadata, icc_profile=b"no profile" * 20)
+    picture.save(tmp_path / "y.jpg")
+    found, plain = (decode(tmp_path / name, SIZE).pixels for name in ("x.jpg", "y.jpg"))
+    assert any(np.array_equal(np.rot90(found, turns), plain) for turns in range(4))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (3, 5_000)])
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_images_of_one_pixel_and_of_extreme_shape(
+    tmp_path: Path, size: tuple[int, int], ending: str
+) -> None:
+    Image.new("RGB", size, (9, 90, 190)).save(tmp_path / f"x.{ending}")
+    found = decode(tmp_path / f"x.{ending}", SIZE).pixels
+    assert np.abs(found.astype(int) - [9, 90, 190]).max() <= 2
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "tif", "png"])
+def test_moving_pictures_and_files_of_pages_are_refused(tmp_path: Path, ending: str) -> None:
+    first, *others = (Image.fromarray(pixels(seed, SIZE, SIZE, 3)) for seed in range(3))
+    first.save(tmp_path / f"x.{ending}", save_all=True, append_images=others)
+    with pytest.raises(UserError, match="3 pages: save each as a file of its own"):
+        decode(tmp_path / f"x.{ending}", SIZE)
+
+
+# --- arrays of other machines and other codings ---------------------------------------------------
+
+
+def medmnist(path: Path, labels: NDArray[Any], order: Any = np.ascontiguousarray) -> None:
+    images = order(pixels(3, 30, 28, 28, 3))
+    parts = {f"{name}_images": images for name in ("train", "val", "test")}
+    np.savez(path, **parts, **{f"{name}_labels": labels for name in ("train", "val", "test")})
+
+
+CODES = np.arange(30) % 9
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (np.eye(9)[CODES], "give one label per image"),
+        (CODES.astype(float), "dtype float64, beginning [0.0, 1.0, 2.0]; give whole numbers"),
+        (CODES.astype("U1"), "dtype <U1, beginning ['0', '1', '2']; give whole numbers"),
+        (CODES + 1, "label 9 out of range; number the 9 classes 0 to 8"),
+        (CODES.astype(object), "Python objects (a pickle), which are never loaded"),
+    ],
+)
+def test_labels_in_another_coding_are_refused(
+    tmp_path: Path, labels: NDArray[Any], message: str
+) -> None:
+    medmnist(tmp_path / "pathmnist.npz", labels)
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, "pathmnist", image_size=28)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [">i4", "<u8", "i1"])
+def test_arrays_of_other_byte_orders_and_memory_layouts(tmp_path: Path, kind: str) -> None:
+    medmnist(tmp_path / "pathmnist.npz", CODES.astype(kind)[:, None], np.asfortranarray)
+    train = load(tmp_path, "pathmnist", image_size=28).train
+    assert train.labels.tolist() == CODES.tolist()
+    np.testing.assert_array_equal(
+        train.images.permute(0, 2, 3, 1).numpy(), pixels(3, 30, 28, 28, 3)
+    )
+
+
+# --- training -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(STRATEGIES))
+def test_a_pool_of_copies_gives_each_image_once(name: str) -> None:
+    """Repeated points, none of which is farther from the others, or more uncertain."""
+    strategy = get_strategy(name, 10)
+    generator = make_generator(0, "scores")
+    for points in (torch.tensor([[3.0, 3.0], [7.0, 7.0]]).repeat(25, 1), torch.zeros(50, 2)):
+        for probabilities in (
+            torch.tensor([1.0, 0.0, 0.0]).expand(4, 50, 3),
+            torch.rand(4, 50, 3, generator=generator).softmax(2),
+        ):
+            scores = PoolScores(torch.arange(100, 150), probabilities, points, points[:4])
+            for count in (6, 50):
+                picked = strategy.select(scores, count, make_generator(1, "picks")).tolist()
+                assert len(set(picked)) == len(picked) == count
+                assert set(picked) <= set(range(100, 150))
+
+
+def test_one_image_for_each_process_is_refused_for_batch_normalisation() -> None:
+    hp = Hyperparameters(batch_size=4, self_supervised_batch_size=8)
+    hp.check_ranks(2)
+    with pytest.raises(UserError, match=r"batch_size: 4 leaves .* one image.* at least 8"):
+        hp.check_ranks(4)
+
+
+def test_doubts_where_one_fold_holds_all_labels_of_a_class() -> None:
+    labels = torch.zeros(20, dtype=torch.int64)
+    labels[7] = 2
+    points = torch.randn(20, 5, generator=make_generator(0, "points"))
+    probabilities = held_out_probabilities(points, labels, 3)
+    assert torch.allclose(probabilities.sum(1), torch.ones(20, dtype=torch.float64))
+    assert probabilities[7].tolist() == [1, 0, 0]
+
+
+def interrupted_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run on `folder`/data that was stopped after its first round; the run's folder."""
+    class_folders(folder / "data" / "set", count=30)
+    settings = {
+        **SMALL, "dataset": "folder:set", "data_dir": str(folder / "data"), "rounds": 2,
+        "initial_labeled_size": 8, "samples_to_label": 6, "evaluation_size": 0,
+        "candidate_pool_size": 0, "label_budget": 14,
+    }  # fmt: skip
+    request = Request(
+        ROOT / "configs" / "digits.yaml",
+        output_dir=folder / "run",
+        settings=tuple(f"hyperparameters.{name}={value}" for name, value in settings.items()),
+    )
+    evaluated = LocalObserver.evaluated
+
+    def stop(observer: LocalObserver, evaluation: Evaluation) -> None:
+        evaluated(observer, evaluation)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalObserver, "evaluated", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run_locally(request)
+    return folder / "run"
+
+
+def test_a_run_whose_folder_and_data_were_moved_and_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted_run(tmp_path, monkeypatch)
+    moved, data = tmp_path / "elsewhere" / "new [name]", tmp_path / "moved data"
+    moved.parent.mkdir()
+    run.rename(moved)
+    (tmp_path / "data").rename(data)
+    monkeypatch.chdir(moved.parent)
+    request = Request(Path("unused"), resume=Path(moved.name))
+    with pytest.raises(UserError, match="cannot be read"):
+        run_locally(request)
+    assert run_locally(dataclasses.replace(request, data_dir=data)) == 0
+    assert (moved / "queried_round_01.png").exists()
+
+
+def test_a_run_whose_configuration_or_data_changed_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = interrupted_run(tmp_path, monkeypatch)
+    request = Request(Path("unused"), resume=run)
+    config = run / "config.yaml"
+    text = config.read_text()
+    config.write_text(text.replace("samples_to_label: 6", "samples_to_label: 5"))
+    with pytest.raises(UserError, match="samples_to_label was 6 and is 5 now; resume with what"):
+        run_locally(request)
+    config.write_text(text)
+    save(tmp_path / "data" / "set" / "a" / "new.png", 999)
+    with pytest.raises(UserError, match="the data's fingerprint was"):
+        run_locally(request)
+    (tmp_path / "data" / "set" / "a" / "new.png").unlink()
+    # As if a newer version, which has one more setting, took over the run.
+    description = run / "run.json"
+    content = json.loads(description.read_text())
+    del content["settings"]["tf32"]
+    description.write_text(json.dumps(content))
+    assert run_locally(request) == 0

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from active_learning import Evaluation
+from local.observer import LocalObserver
+from local.run import Request, run_locally
 from reporting import round_pictures
 from reporting.round_pictures import PictureSchedule, RoundEnd, RoundPictures
 from resnet_custom import SplitNetwork
+from tests.conftest import ROOT, SMALL
 from training.inference import Inference
 
 NAMES = {
@@ -129,3 +136,45 @@ class TestSchedule:
         assert [name for name, _ in schedule.draw(end, 30)] == ["a"]
         assert [name for name, _ in schedule.draw(end, 30)] == []
         assert [name for name, _ in schedule.draw(end, 30)] == ["b"]
+
+    def test_pictures_that_are_drawn_in_any_case_count(self, seconds: list[float]) -> None:
+        schedule, end = PictureSchedule(), made_up(2, pool=30, val=20)
+        with schedule.counted():
+            round_pictures.RoundPictures(end).drawers()["a"]()
+        assert [name for name, _ in schedule.draw(end, 10)] == []
+        assert [name for name, _ in schedule.draw(end, 10)] == ["a"]
+        assert (schedule.spent, schedule.rounds_took) == (2.0, 20)
+
+
+def test_one_event_file_for_a_run_and_one_for_each_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A real run that is interrupted after its first round; pictures are among its events."""
+    settings = {**SMALL, "tensorboard_pictures": True, "evaluation_size": 0}
+    run = tmp_path / "run"
+    request = Request(
+        ROOT / "configs" / "digits.yaml",
+        output_dir=run,
+        settings=tuple(f"hyperparameters.{name}={value}" for name, value in settings.items()),
+    )
+    monkeypatch.setattr(round_pictures, "SHARE", 1e3)
+    evaluated = LocalObserver.evaluated
+
+    def interrupted(observer: LocalObserver, evaluation: Evaluation) -> None:
+        evaluated(observer, evaluation)
+        raise KeyboardInterrupt
+
+    with caplog.at_level(logging.INFO):
+        with monkeypatch.context() as patch:
+            patch.setattr(LocalObserver, "evaluated", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run_locally(request)
+        assert run_locally(dataclasses.replace(request, resume=run)) == 0
+    first, second = sorted((run / "tensorboard").iterdir())
+    for file, rounds in ((first, 1), (second, 2)):
+        events = EventAccumulator(str(file))
+        events.Reload()
+        assert len(events.Scalars("validation/val_accuracy")) == rounds
+        assert events.Tags()["images"]
+    told = [record.message for record in caplog.records if "pictures have taken" in record.message]
+    assert len(told) == 3
