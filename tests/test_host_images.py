@@ -122,7 +122,7 @@ def test_batches_for_a_gpu_are_gathered_into_pinned_memory(monkeypatch: pytest.M
         pinned.append(pin_memory)
         return empty(*args, **kwargs)
 
-    monkeypatch.setattr(host_images.torch, "empty", recorded)
+    monkeypatch.setattr(torch, "empty", recorded)
     batches = list(batches_on(torch.device("cuda"), IMAGES, BATCHES, Recorder()))
     assert pinned == [True] * len(BATCHES)
     for batch, indices in zip(batches, BATCHES, strict=True):

@@ -171,13 +171,18 @@ def test_tf32_is_used_as_asked_and_nowhere_else(
 ) -> None:
     learner = make_learner(tf32=tf32, self_supervised_steps=1, self_supervised_batch_size=16)
     seen: list[tuple[bool, bool]] = []
+
+    def backward(loss: Tensor) -> None:
+        seen.append(tf32_flags())
+        loss.backward()
+
     hook = torch.nn.modules.module.register_module_forward_hook(
         lambda *_: seen.append(tf32_flags())
     )
     try:
         learner.pretrain()
         ask(learner)
-        learner.train_step(backward=lambda loss: (seen.append(tf32_flags()), loss.backward())[1])
+        learner.train_step(backward)
         learner._scorer.embeddings(learner.train_store.images, torch.arange(3), "")
     finally:
         hook.remove()

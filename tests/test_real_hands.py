@@ -966,8 +966,10 @@ def test_moving_pictures_and_files_of_pages_are_refused(tmp_path: Path, ending: 
 
 def medmnist(path: Path, labels: NDArray[Any], order: Any = np.ascontiguousarray) -> None:
     images = order(pixels(3, 30, 28, 28, 3))
-    parts = {f"{name}_images": images for name in ("train", "val", "test")}
-    np.savez(path, **parts, **{f"{name}_labels": labels for name in ("train", "val", "test")})
+    names = ("train", "val", "test")
+    parts: dict[str, Any] = {f"{name}_images": images for name in names}
+    parts |= {f"{name}_labels": labels for name in names}
+    np.savez(path, **parts)
 
 
 CODES = np.arange(30) % 9

@@ -164,7 +164,7 @@ class SelfSupervision:
         loss = self._batch_loss(images.contiguous(memory_format=torch.channels_last))
         for group in self._optimizer.param_groups:
             group["lr"] = self.learning_rate
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self._scaler.scale(loss).backward()
         # Every rank has the loss of the whole batch, but only the gradient of its own images.
         self._ranks.add_gradients(self._trained.parameters())
         step_and_zero(self._optimizer, self._scaler)
