@@ -27,7 +27,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import cluster.master
 from cluster.checkpoints import KeptCheckpoints
 from cluster.master import Master
-from reporting.round_pictures import PictureSchedule
+from reporting import round_pictures
 from run_folder.names import DESCRIPTION, OPTIMIZER, STATE, WEIGHTS
 from run_folder.reader import open_model
 from tests.conftest import ROOT, small_values
@@ -284,7 +284,7 @@ def pictures(trial: Trial) -> dict[str, list[Any]]:
 def enter_with_time_for_pictures(folder: Path) -> None:
     """Enter the container; rounds of seconds would leave too little time for all pictures."""
     enter_container(folder)
-    PictureSchedule.__init__.__defaults__ = (1e6,)
+    round_pictures.SHARE = 1e6
 
 
 def test_pictures_go_to_tensorboard_and_change_nothing(

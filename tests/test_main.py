@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import model_def
-from reporting.round_pictures import PictureSchedule
+from reporting import round_pictures
 from tests.conftest import ROOT, SHARED_DATA, SMALL
 from training.hyperparameters import Hyperparameters
 from training.loading import load_data
@@ -142,7 +142,7 @@ def test_search_draws_one_sample(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Rounds of milliseconds leave no time for pictures.
-    monkeypatch.setattr(PictureSchedule.__init__, "__defaults__", (1e6,))
+    monkeypatch.setattr(round_pictures, "SHARE", 1e6)
     config = yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8"))
     names = ("batch_size", "uncertainty_passes", "query_strategy", "rounds")
     plain = {name: value for name, value in SMALL.items() if name not in names}
