@@ -46,6 +46,7 @@ class Routes:
         """All of them."""
         corrections = Route("/corrections", self.corrections, methods=["POST"])
         return [
+            Route("/predict", self.predict, methods=["POST"]),  # looked for first
             *([corrections] if self._correct else []),
             Route("/", self.page),
             Route("/docs", self.docs),
@@ -54,7 +55,6 @@ class Routes:
             Route("/ping", self.health),
             Route("/model", self.model),
             Route("/metrics", self.metrics),
-            Route("/predict", self.predict, methods=["POST"]),
             Route("/invocations", self.predict, methods=["POST"]),
             Route("/activation", self.activation, methods=["POST"]),
         ]

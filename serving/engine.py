@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from errors import UserError
 from serving.exported import EVIDENCE, ONNX, WEIGHTS, ExportedModel
+from serving.onnx_file import OnnxFile
 
 ENGINES = ("onnx", "torch")
 Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -26,39 +27,21 @@ class OnnxEngine:
     """ONNX Runtime on the CPU, with one thread for each call."""
 
     def __init__(self, folder: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3
-        # Of several outputs, only what is asked for is computed.
-        self._options = onnxruntime.RunOptions()
-        self._options.only_execute_path_to_fetches = True
-        try:
-            self._session = onnxruntime.InferenceSession(
-                str(folder / ONNX), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime has no common type for damaged files
-            reason = " ".join(str(error).split())[:120]
-            raise UserError(
-                f"{folder / ONNX}: cannot be loaded ({reason}); export again"
-            ) from error
+        self._file = OnnxFile(folder / ONNX)
 
     def run(self, images: NDArray[np.uint8]) -> Outputs:
         """See `Engine`."""
-        names = ["logits", "embeddings"]
-        logits, embeddings = self._session.run(names, {"images": images}, self._options)
+        logits, embeddings = self._file.run(["logits", "embeddings"], images)
         return logits, embeddings
 
     @property
     def has_evidence(self) -> bool:
         """Whether `evidence` can be called: the network ends in mean pooling and a linear layer."""
-        return any(output.name == EVIDENCE for output in self._session.get_outputs())
+        return EVIDENCE in self._file.outputs
 
     def evidence(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Class activation maps float32 [classes, h, w] of one image uint8 [C, S, S]."""
-        (maps,) = self._session.run([EVIDENCE], {"images": image[np.newaxis]}, self._options)
+        (maps,) = self._file.run([EVIDENCE], image[np.newaxis])
         evidence: NDArray[np.float32] = maps[0]
         return evidence
 

@@ -22,6 +22,8 @@ from training.hyperparameters import Hyperparameters
 from training.metrics import classification_metrics
 from training.oracle import Oracle, Proposal, SimulatedOracle
 
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # of ONNX Runtime, which some tests import themselves
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED_DATA = Path(os.environ.get("TEST_DATA_DIR", ROOT.parent / "shared" / "data"))
 

@@ -45,6 +45,7 @@ from serving.engine import OnnxEngine, TorchEngine
 from serving.exported import EVIDENCE, ExportedModel, read_exported, read_references
 from serving.outliers import Neighbours
 from serving.service import Service, ServiceSettings
+from tests.conftest import ROOT
 from tools import serve
 from web.access import Access
 
@@ -171,6 +172,18 @@ def test_torch_and_onnx_agree(exported: Path, images: NDArray[np.uint8]) -> None
         TorchEngine(exported, model).run(images), OnnxEngine(exported).run(images), strict=True
     ):
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_onnx_runtime_sends_nothing(exported: Path, tmp_path: Path) -> None:
+    """Its telemetry would write a device's number into the cache at once."""
+    code = (
+        "import sys; from pathlib import Path; from serving.onnx_file import OnnxFile; "
+        "OnnxFile(Path(sys.argv[1]))"
+    )
+    environment = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
+    command = [sys.executable, "-c", code, str(exported / "model.onnx")]
+    subprocess.run(command, env=environment, cwd=ROOT, check=True)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_neighbours_are_the_nearest() -> None:

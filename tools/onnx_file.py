@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnxruntime
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from errors import UserError
 from serving.exported import EVIDENCE
+from serving.onnx_file import OnnxFile
 from training.inference import Inference
 
 OUTPUTS = ("logits", "probabilities", "embeddings")
@@ -152,14 +152,10 @@ def compare_onnx(inference: Inference, images: Tensor, file: Path) -> Agreement:
     Raises:
         UserError: a probability differs by more than `TOLERANCE`, or the file cannot be loaded.
     """
-    try:
-        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has no common type for damaged files
-        reason = " ".join(str(error).split())[:120]
-        raise UserError(f"{file}: cannot be loaded ({reason}); export the run again") from error
+    onnx = OnnxFile(file)
     found = torch.cat(
         [
-            torch.from_numpy(session.run(["probabilities"], {"images": batch.numpy()})[0])
+            torch.from_numpy(onnx.run(["probabilities"], batch.numpy())[0])
             for batch in images.split(BATCH_SIZE)
         ]
     )
