@@ -444,7 +444,14 @@ def test_shutdown_finishes_what_it_accepted(exported: Path) -> None:
 
 def test_exported_code_serves_without_torch(exported: Path) -> None:
     """What the container runs, but for its address: only its own code, and SageMaker's calls."""
-    command = (sys.executable, "-m", "serving", str(exported), "serve", "--port", "0")
+    _, entry = (exported / "Dockerfile").read_text(encoding="utf-8").split("ENTRYPOINT ")
+    here: dict[str, list[str]] = {
+        "python": [sys.executable],
+        "--container": ["--port", "0"],
+        "/opt/ml/model": [str(exported)],
+    }
+    # SageMaker adds "serve".
+    command = [part for word in [*json.loads(entry), "serve"] for part in here.get(word, [word])]
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     process = subprocess.Popen(
         command, cwd=exported / "service", env=environment, stdout=subprocess.PIPE,

@@ -41,7 +41,7 @@ COPY *.json *.onnx *.safetensors README.md /opt/ml/model/
 RUN useradd --system service
 USER service
 EXPOSE 8080
-ENTRYPOINT ["python", "-m", "serving", "/opt/ml/model", "--container"]
+ENTRYPOINT ["python", "-m", "serving", "--container", "/opt/ml/model"]
 """
 
 
