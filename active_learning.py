@@ -24,6 +24,7 @@ from errors import DivergedError, UserError
 from query_strategies import PoolScores, get_strategy, predictive_entropy
 from resnet_custom import SplitNetwork, dropout_masks
 from training.augmentation import Augmentation
+from training.backbone_cache import train_once
 from training.backbone_file import read_backbone
 from training.balance import class_weights, weighted_cross_entropy
 from training.batches import round_batches
@@ -83,6 +84,8 @@ class ActiveLearner:
         seed: the trial's.
         ranks: which data-parallel process this is; all else is the same on every one of them.
         progress: shows how far a sweep over images is.
+        backbones: folder where self-supervision, once it is finished, is kept for equal trials;
+            None: it is not.
 
     Attributes:
         pool: the state of every training image.
@@ -105,6 +108,7 @@ class ActiveLearner:
         seed: int,
         ranks: Ranks = ALONE,
         progress: Progress = lambda iterable, title: iterable,
+        backbones: Path | None = None,
     ) -> None:
         hp = hyperparameters
         self.hp = hp
@@ -122,6 +126,7 @@ class ActiveLearner:
         self.meter = TrainingMeter(self.device)
         self._ranks = ranks
         self._progress = progress
+        self._backbones = backbones
         self._augmentation = Augmentation.of_trial(hp)
         self._strategy = get_strategy(hp.query_strategy, hp.prefilter_factor)
         # Without a label, one typical image of each cluster: TypiClust, Hacohen et al. 2022.
@@ -164,12 +169,11 @@ class ActiveLearner:
         if hp.self_supervised_steps:
             self.pretraining = SelfSupervision(
                 hp,
-                self.network,
+                self._fresh_network(0, hp.self_supervised_seed),
                 train.images,
                 self.mean,
                 self.std,
                 self.compute_dtype,
-                seed,
                 ranks,
             )
 
@@ -202,22 +206,32 @@ class ActiveLearner:
 
     # --- learn without labels --------------------------------------------------------------
 
-    def pretrain(self, report: Callable[[dict[str, float]], bool] = lambda metrics: True) -> bool:
-        """Take the steps of self-supervision that are left, and start from its backbone.
+    def pretrain(
+        self,
+        report: Callable[[dict[str, float]], bool] = lambda metrics: True,
+        go_on: Callable[[], bool] = lambda: True,
+    ) -> bool:
+        """Finish self-supervision, and start from its backbone.
 
         Args:
-            report: gets the metrics of every `reporting_period`-th step and of the last one; a
-                False from it interrupts the pre-training.
+            report: receives the metrics of every `reporting_period`-th step and of the last one; it
+                interrupts the pre-training by returning False.
+            go_on: asked now and then while another process trains the same backbone; it interrupts
+                the wait by returning False.
 
         Returns:
-            False where `report` has interrupted it.
+            False if `report` or `go_on` has interrupted it.
         """
-        if self.pretraining is None:
+        work = self.pretraining
+        if work is None:
             return True
-        if not self.pretraining.train(report, self._progress):
-            return False
-        self.start_from(self.pretraining.backbone)
-        return True
+        if self._backbones is None:
+            finished = work.train(report, self._progress)
+        else:
+            finished = train_once(work, self._backbones, self._ranks, report, go_on, self._progress)
+        if finished:
+            self.start_from(work.backbone)
+        return finished
 
     def start_from(self, backbone: Mapping[str, Tensor]) -> None:
         """Give this backbone to the network, and to all fresh ones; pre-training is over then."""
@@ -582,8 +596,8 @@ class ActiveLearner:
         self.pretraining = None  # every such state was taken after it
         self._scores_ahead = None
 
-    def _fresh_network(self, round_: int) -> SplitNetwork:
-        generator = make_generator(self.seed, "weights", round_)
+    def _fresh_network(self, round_: int, seed: int | None = None) -> SplitNetwork:
+        generator = make_generator(self.seed if seed is None else seed, "weights", round_)
         network = SplitNetwork(
             self.hp.architecture,
             self.train_store.num_classes,

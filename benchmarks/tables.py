@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import frozen_features, self_supervision
+from benchmarks import frozen_features
 from benchmarks.speed import rows as speed_rows
 from query_strategies import BALANCED, STRATEGIES, Strategy
 from reporting.files import write_atomically
@@ -161,11 +161,6 @@ def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
-def self_supervised() -> str:
-    """The gain of self-supervised learning before the first round."""
-    return self_supervision.summary(self_supervision.read(RESULTS / "self_supervision.csv"))
-
-
 def segmentation() -> str:
     """Recall and precision of the cells found in smears."""
     columns = ("images", "number", "mode", "cells", "recall", "precision", "diameter", "seconds")
@@ -227,7 +222,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "strategy cost": strategy_cost,
     "recipe": recipe,
     "class balance": class_balance,
-    "self-supervision": self_supervised,
     "outliers": outliers,
     "service load": service_load,
     "segmentation": segmentation,

@@ -28,6 +28,7 @@ from reporting.start import log_start
 from run_folder import names
 from run_folder.checkpoint import read_tensors, restore_checkpoint
 from run_folder.description import Goal, RunDescription, read_description
+from training.backbone_cache import backbone_folder
 from training.backbone_file import backbone_bytes, read_backbone
 from training.compilation import check_compilation
 from training.devices import check_devices
@@ -63,6 +64,10 @@ RESTORED = (
 )
 
 logger = logging.getLogger("active_learning")
+
+# What a kill costs self-supervision at most. Each time stores weights and moments, 280 MB for a
+# ResNet-50, which Determined deletes when the experiment ends.
+STORED_EVERY_SECONDS = 600
 
 
 def run_on_cluster() -> int:
@@ -101,7 +106,14 @@ def _run(
         check_compilation(context.device)
     splits = load_data(hp)
     seed = context.get_trial_seed() if hp.seed == -1 else hp.seed
-    learner = ActiveLearner(hp, splits.train.to(context.device), seed, ranks, progress_bar(ranks))
+    learner = ActiveLearner(
+        hp,
+        splits.train.to(context.device),
+        seed,
+        ranks,
+        progress_bar(ranks),
+        backbone_folder(hp),
+    )
     description = RunDescription.of_trial(learner, splits, Goal.of_config(config))
     origin = {"experiment_id": info.trial.experiment_id, "trial_id": info.trial.trial_id}
     checkpoint = info.latest_checkpoint
@@ -127,7 +139,10 @@ def _run(
         log_start(learner, splits, len(trial.val), len(trial.test))
     trial.latest_checkpoint = checkpoint
     resumed = _restore(trial, checkpoint)
-    if not learner.pretrain(lambda metrics: _report_pretraining(trial, metrics)):
+    if not learner.pretrain(
+        report=lambda metrics: _report_pretraining(trial, metrics),
+        go_on=lambda: not trial.core.preempt.should_preempt(),
+    ):
         return  # paused
     reason = learner.stop_reason
     if reason is not None:
@@ -221,7 +236,7 @@ def _start_warm(trial: ActiveLearningTrial, folder: Path, content: Mapping[str, 
 
 
 def _report_pretraining(trial: ActiveLearningTrial, metrics: dict[str, float]) -> bool:
-    """Report self-supervision and keep its state where a pause is asked for; False to pause."""
+    """Report self-supervision, and store its state now and then; False if a pause is asked for."""
     learner, pretraining = trial.learner, trial.learner.pretraining
     assert pretraining is not None
     if trial.ranks.rank == 0:
@@ -236,12 +251,14 @@ def _report_pretraining(trial: ActiveLearningTrial, metrics: dict[str, float]) -
         if trial.ranks.rank == 0:
             # Before the checkpoint, after which a restart takes pre-training for finished.
             trial.core.train.report_metrics("self_supervision", 0, metrics)
-        content = backbone_bytes(pretraining.backbone, learner.hp, learner.seed)
+        content = backbone_bytes(pretraining.backbone, learner.hp, metrics["loss"])
         _store(trial, names.BACKBONE, content)
         return True
     if trial.core.preempt.should_preempt():
         _store(trial, names.UNFINISHED_BACKBONE, pretraining.save())
         return False
+    if trial.ranks.rank == 0 and time.monotonic() >= trial.stored_at + STORED_EVERY_SECONDS:
+        _store(trial, names.UNFINISHED_BACKBONE, pretraining.save())
     return True
 
 
@@ -253,6 +270,7 @@ def _store(trial: ActiveLearningTrial, name: str, content: bytes) -> None:
             if trial.questions is not None:
                 trial.questions.store(folder)
         trial.latest_checkpoint = identifier
+        trial.stored_at = time.monotonic()
 
 
 # --- mistakes --------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,7 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
             self.core.checkpoint, master, learner.hp.between_rounds == "keep"
         )
         self.latest_checkpoint: str | None = None  # from which the trial can continue
+        self.stored_at = time.monotonic()  # when self-supervision was last stored, or could begin
         self.val = val.to(context.device)
         self.test = evaluated_part(splits.test, learner.hp.evaluation_size).to(context.device)
         self.oracle = oracle

@@ -96,7 +96,7 @@ class LocalObserver(Observer):
             folder.record_self_supervision(metrics)
             if learner.pretraining.finished:
                 weights = learner.pretraining.backbone
-                content = backbone_bytes(weights, learner.hp, learner.seed)
+                content = backbone_bytes(weights, learner.hp, metrics["loss"])
                 write_atomically(folder.path / BACKBONE, content)
                 (folder.path / UNFINISHED_BACKBONE).unlink(missing_ok=True)
             elif step - self._saved_pretraining >= learner.hp.batches_per_round:

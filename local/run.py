@@ -26,6 +26,7 @@ from run_folder.checkpoint import restore_checkpoint
 from run_folder.description import Goal, RunDescription
 from run_folder.names import BACKBONE, UNFINISHED_BACKBONE
 from run_folder.writer import RunFolder, default_path
+from training.backbone_cache import backbone_folder
 from training.backbone_file import read_backbone
 from training.compilation import check_compilation
 from training.devices import check_devices
@@ -227,7 +228,14 @@ def make_learner(
 ) -> ActiveLearner:
     """The learner of a trial; its seed is `hp.seed`, or the experiment's where that is -1."""
     seed = config["reproducibility"]["experiment_seed"] if hp.seed == -1 else hp.seed
-    return ActiveLearner(hp, splits.train.to(device), int(seed), ranks, progress_bar(ranks))
+    return ActiveLearner(
+        hp,
+        splits.train.to(device),
+        int(seed),
+        ranks,
+        progress_bar(ranks),
+        backbone_folder(hp),
+    )
 
 
 def _restore_pretraining(learner: ActiveLearner, path: Path) -> None:

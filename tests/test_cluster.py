@@ -24,7 +24,9 @@ import yaml
 from determined import core
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import cluster.entry
 import cluster.master
+from active_learning import ActiveLearner
 from cluster.checkpoints import KeptCheckpoints
 from cluster.master import Master
 from reporting import round_pictures
@@ -42,6 +44,7 @@ from tests.fake_master import (
     recorded_conversation,
 )
 from tests.reliability import processes
+from training.ranks import ALONE
 
 BATCHES_PER_ROUND, REPORTING_PERIOD = 5, 2
 LABELS = (10, 16, 22)  # after each round
@@ -365,7 +368,7 @@ def test_another_trials_checkpoint_gives_its_backbone_and_no_labels(
 
 
 def test_paused_and_killed_before_the_first_round_is_done(
-    make_trial: Callable[..., Trial],
+    make_trial: Callable[..., Trial], tmp_path: Path
 ) -> None:
     settings = {
         "architecture": "small_cnn",
@@ -374,7 +377,10 @@ def test_paused_and_killed_before_the_first_round_is_done(
         "self_supervised_steps": 7,
         "self_supervised_batch_size": 32,
     }
-    undisturbed, trial = make_trial(**settings), make_trial(**settings)
+    # Each with a data folder of its own, because equal trials share their backbone there.
+    undisturbed, trial = (
+        make_trial(**settings, data_dir=str(tmp_path / name)) for name in ("one", "other")
+    )
     finish(undisturbed)
     master = undisturbed.master
     (report,) = master.of_group("self_supervision")
@@ -402,6 +408,51 @@ def test_paused_and_killed_before_the_first_round_is_done(
     finish(trial)
     assert trial.log.read_text().count("step 7 of 7") == 1
     assert_equal(trial, undisturbed)
+
+
+def test_self_supervision_is_stored_now_and_then(
+    tmp_path: Path, make_learner: Callable[..., ActiveLearner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a kill, which asks for nothing before, costs a few minutes and not hours."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stored: list[Path] = []
+
+    @contextlib.contextmanager
+    def store_path(metadata: dict[str, Any]) -> Iterator[tuple[Path, str]]:
+        assert metadata == {"steps_completed": 0}
+        folder = tmp_path / str(len(stored))
+        folder.mkdir()
+        yield folder, folder.name
+        stored.append(folder)
+
+    learner = make_learner(self_supervised_steps=9, self_supervised_batch_size=32)
+    writer = SimpleNamespace(add_scalar=lambda *_: None)
+    trial: Any = SimpleNamespace(
+        learner=learner,
+        ranks=ALONE,
+        questions=None,
+        stored_at=now,
+        context=SimpleNamespace(get_tensorboard_writer=lambda: writer),
+        core=SimpleNamespace(
+            checkpoint=SimpleNamespace(store_path=store_path),
+            preempt=SimpleNamespace(should_preempt=lambda: False),
+        ),
+    )
+    work = learner.pretraining
+    assert work is not None
+    steps: list[int] = []
+    for minutes in range(0, 31, 6):
+        now = 60.0 * minutes
+        work.train_step()
+        if cluster.entry._report_pretraining(trial, work.report()) and len(stored) > len(steps):
+            steps.append(minutes)
+    assert steps == [12, 24]
+    assert trial.latest_checkpoint == "1"
+    resumed = make_learner(self_supervised_steps=9, self_supervised_batch_size=32).pretraining
+    assert resumed is not None
+    resumed.load((stored[-1] / "self_supervision.pth").read_bytes())
+    assert resumed.step == 5
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "self_supervised_steps": (3, SELF_SUPERVISED),
     "self_supervised_batch_size": (8, SELF_SUPERVISED),
     "self_supervised_learning_rate": (0.01, SELF_SUPERVISED),
+    "self_supervised_seed": (1, SELF_SUPERVISED),
     "batch_size": (16, {}),
     "batches_per_round": (4, {}),
     "learning_rate": (0.01, {}),

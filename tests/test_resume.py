@@ -147,9 +147,12 @@ def test_killed_before_the_first_round_is_done(tmp_path: Path) -> None:
     config.write_text(yaml.safe_dump(content))
     undisturbed, run = tmp_path / "undisturbed", tmp_path / "run"
     log = tmp_path / "log.txt"
+    # Each with a data folder of its own, because equal runs share their backbone there.
     arguments: list[str | Path] = ["--config", config, "--output-dir", undisturbed]
+    arguments += ["--data-dir", tmp_path / "data" / "one"]
     assert processes.wait(processes.start(arguments, log)) == 0, log.read_text()
     arguments = ["--config", config, "--output-dir", run]
+    arguments += ["--data-dir", tmp_path / "data" / "other"]
     for point in (
         KillPoint(RENAMED, call=2, where="after", file="self_supervision.pth"),  # not done yet
         KillPoint(TRAINED),  # done, and no checkpoint yet

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import pytest
@@ -21,8 +23,8 @@ from tests.reliability import processes
 from training.backbone_file import backbone_bytes
 from training.hyperparameters import Hyperparameters
 from training.seeds import make_generator
-from training.self_supervision import REDUNDANCY, SelfSupervision, barlow_twins_loss
-from training.views import SMALLEST_CROP, Views, random_resized_crop
+from training.self_supervision import TEMPERATURE, SelfSupervision, contrastive_loss
+from training.views import HUE_JITTER, SMALLEST_CROP, Views, random_part, turn_hue
 
 Build = Callable[..., ActiveLearner]
 STEPS = {"self_supervised_steps": 6, "self_supervised_batch_size": 32}
@@ -38,20 +40,30 @@ def work_of(learner: ActiveLearner) -> SelfSupervision:
 
 
 class TestViews:
-    def test_whole_crop_is_the_image(self) -> None:
-        batch = torch.rand(3, 3, 7, 7)
-        draws = torch.tensor([1.0, 0.5, 0.3, 0.8])[:, None].expand(4, 3)
-        torch.testing.assert_close(random_resized_crop(batch, draws), batch, atol=1e-5, rtol=0)
+    WHOLE = (1.0, 0.5, 0.3, 0.8)  # of the area, square; the place does not matter
 
-    def test_crop_is_the_part_of_the_image_that_was_drawn(self) -> None:
-        # Both images rise by one a pixel, downwards and to the right: a crop rises more slowly.
+    @staticmethod
+    def part(batch: Tensor, *draws: float) -> Tensor:
+        return random_part(batch, torch.tensor(draws)[:, None].expand(6, len(batch)))
+
+    def test_whole_part_is_the_image_mirrored_and_turned(self) -> None:
+        batch = torch.rand(3, 3, 7, 7)
+        for mirrored in (False, True):
+            for quarters in range(4):
+                turned = torch.rot90(batch, quarters, (2, 3))
+                expected = turned.flip(3) if mirrored else turned
+                view = self.part(batch, *self.WHOLE, 0.5 * mirrored, quarters / 4)
+                torch.testing.assert_close(view, expected, atol=1e-5, rtol=0)
+
+    def test_part_is_that_of_the_image_which_was_drawn(self) -> None:
+        # Both images rise by one a pixel, downwards and to the right: a part rises more slowly.
         size = 100
         line = torch.arange(float(size))
         batch = torch.stack(
             [line[:, None].expand(size, size), line[None, :].expand(size, size)]
         ).unsqueeze(1)
-        corner = torch.tensor([0.0, 0.5, 0.0, 1.0])  # smallest, square, at the top, to the right
-        down, right = random_resized_crop(batch, corner[:, None].expand(4, 2)).squeeze(1)
+        # Smallest, square, at the top, to the right, upright.
+        down, right = self.part(batch, 0.0, 0.5, 0.0, 1.0, 0.0, 0.0).squeeze(1)
         side = size * SMALLEST_CROP**0.5
         inner = slice(2, -2)
         torch.testing.assert_close(
@@ -60,6 +72,12 @@ class TestViews:
         assert down[-1, 50] == pytest.approx(side, abs=1)
         assert right[50, 0] == pytest.approx(size - side, abs=1)
         assert right[50, -1] == pytest.approx(size - 1, abs=1)
+
+    def test_hue_turns_from_red_to_green_and_grey_stays(self) -> None:
+        colours = torch.tensor([[0.9, 0.1, 0.1], [0.4, 0.4, 0.4]])[:, :, None, None]
+        turned = turn_hue(colours, torch.full((2,), 1 / 3))[:, :, 0, 0]
+        expected = torch.tensor([[0.1, 0.9, 0.1], [0.4, 0.4, 0.4]])
+        torch.testing.assert_close(turned, expected, atol=1e-6, rtol=0)
 
     @pytest.mark.parametrize("channels", [1, 3])
     def test_parts_make_up_the_batch(self, channels: int) -> None:
@@ -76,33 +94,42 @@ class TestViews:
         for rank in (0, 1):
             assert torch.equal(view(slice(rank, None, 2)), whole[rank::2])
 
-    def test_two_views_differ_and_some_are_grey(self) -> None:
-        images = torch.randint(0, 256, (200, 3, 8, 8), dtype=torch.uint8)
+    def test_two_views_differ_and_upright_ones_stay_so(self) -> None:
+        images = torch.zeros(200, 3, 8, 8, dtype=torch.uint8)
+        images[:, :, :4] = 255  # light at the top
         generator = make_generator(0, "view")
         one, other = (Views(False).gathered(images, 200, generator) for _ in range(2))
         assert not torch.equal(one, other)
-        grey = (one == one[:, :1]).flatten(1).all(1)
-        assert 20 < int(grey.sum()) < 60
+        assert bool((one.diff(dim=2) <= 1e-5).all())
+        turned = Views(True).gathered(images, 200, generator)
+        assert not bool((turned.diff(dim=2) <= 1e-5).all(dim=3).all())
+
+    def test_colours_vary_by_hue(self) -> None:
+        images = torch.tensor([200, 60, 60], dtype=torch.uint8).view(1, 3, 1, 1).expand(99, 3, 8, 8)
+        view = Views(False).gathered(images, 99, make_generator(0, "view"))
+        green_over_blue = (view[:, 1] - view[:, 2]).flatten(1).mean(1)
+        assert green_over_blue.min() < -0.01 < 0.01 < green_over_blue.max()
+        assert green_over_blue.abs().max() < 2 * 3.5 * HUE_JITTER
 
 
 class TestLoss:
-    def test_is_the_papers_sum_over_pairs(self) -> None:
-        generator = make_generator(0, "loss")
-        one, other = torch.randn(2, 50, 4, generator=generator)
-        expected = 0.0
-        for i in range(4):
-            for j in range(4):
-                c = float(torch.corrcoef(torch.stack([one[:, i], other[:, j]]))[0, 1])
-                expected += (1 - c) ** 2 if i == j else REDUNDANCY * c**2
-        assert float(barlow_twins_loss(one, other)) == pytest.approx(expected, rel=1e-3)
+    def test_is_the_papers_mean_over_views(self) -> None:
+        one, other = torch.randn(2, 5, 4, generator=make_generator(0, "loss"))
+        views = [*one, *other]
+        losses = []
+        for i, view in enumerate(views):
+            similarity = [
+                float(torch.cosine_similarity(view, other, dim=0)) / TEMPERATURE for other in views
+            ]
+            others = sum(math.exp(value) for j, value in enumerate(similarity) if j != i)
+            losses.append(math.log(others) - similarity[(i + 5) % 10])
+        assert float(contrastive_loss(one, other)) == pytest.approx(mean(losses), rel=1e-5)
 
-    def test_is_least_where_views_agree_and_numbers_do_not_repeat(self) -> None:
-        independent = torch.tensor([[1.0, 1], [1, -1], [-1, 1], [-1, -1]])
-        assert float(barlow_twins_loss(independent, 3 * independent + 1)) < 1e-4
-        repeated = independent[:, :1].expand(4, 2)
-        assert float(barlow_twins_loss(repeated, repeated)) == pytest.approx(2 * REDUNDANCY, 0.01)
-        # Collapse, the same answer to all images, is no way out.
-        assert float(barlow_twins_loss(torch.ones(4, 2), torch.ones(4, 2))) == pytest.approx(2)
+    def test_is_least_where_views_agree_and_images_differ(self) -> None:
+        apart = torch.eye(4)
+        same = torch.ones(4, 4)  # collapse, the same answer to all images, is no way out
+        assert float(contrastive_loss(apart, 3 * apart)) < 0.05
+        assert float(contrastive_loss(same, same)) == pytest.approx(math.log(7))
 
 
 class TestSteps:
@@ -213,8 +240,13 @@ class TestFile:
         settings = [f"hyperparameters.{name}={value}" for name, value in SMALL.items()]
         arguments = ["--config", str(ROOT / "configs" / "digits.yaml"), "--steps", "5"]
         arguments += ["--set", *settings, "hyperparameters.self_supervised_batch_size=32"]
-        whole, interrupted = tmp_path / "whole.safetensors", tmp_path / "again.safetensors"
-        assert tools.pretrain.main([*arguments, "--output", str(whole)]) == 0
+        folder = tmp_path / "output"
+        folder.mkdir()
+        whole, interrupted = folder / "whole.safetensors", folder / "again.safetensors"
+        first = [*arguments, "--data-dir", str(tmp_path / "one")]
+        assert tools.pretrain.main([*first, "--output", str(whole)]) == 0
+        # With a data folder of its own, in which the finished backbone is not.
+        arguments += ["--data-dir", str(tmp_path / "other")]
 
         step = SelfSupervision.train_step
 
@@ -230,7 +262,7 @@ class TestFile:
         assert not interrupted.exists()
         assert tools.pretrain.main([*arguments, "--output", str(interrupted)]) == 0
         assert processes.same(load_file(interrupted), load_file(whole))
-        assert {path.name for path in tmp_path.iterdir()} == {whole.name, interrupted.name}
+        assert {path.name for path in folder.iterdir()} == {whole.name, interrupted.name}
 
         values = small_values(**{**STEPS, "self_supervised_steps": 5})
         learner = ActiveLearner(
@@ -251,7 +283,7 @@ class TestFile:
     ) -> None:
         learner = make_learner()
         file = tmp_path / "backbone.safetensors"
-        content = backbone_bytes(weights(learner), learner.hp, 0)
+        content = backbone_bytes(weights(learner), learner.hp, 0.0)
         file.write_bytes(content)
         for changes, damage, message in (
             ({"architecture": "resnet18"}, content, "another network .architecture small_cnn"),

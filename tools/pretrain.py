@@ -6,7 +6,8 @@
         --set hyperparameters.pretrained_backbone=blood.safetensors
 
 Everything but the number of steps comes from the configuration. The state is kept beside
-the output now and then. After Ctrl-C or a kill the same command continues from there.
+the output now and then. After Ctrl-C or a kill the same command continues from there. The backbone
+is also kept in the data folder, from which equal trials with `self_supervised_steps` take it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     from active_learning import ActiveLearner
     from reporting.files import write_atomically
     from reporting.run_progress import progress_bar
+    from training.backbone_cache import backbone_folder, train_once
     from training.backbone_file import backbone_bytes
     from training.experiment_config import load, override, sample
     from training.hyperparameters import Hyperparameters
@@ -67,8 +69,8 @@ def pretrain(arguments: argparse.Namespace) -> None:
             saved = work.step
         return True
 
-    work.train(report, progress_bar(ALONE))
-    write_atomically(output, backbone_bytes(work.backbone, hp, seed))
+    train_once(work, backbone_folder(hp), ALONE, report, lambda: True, progress_bar(ALONE))
+    write_atomically(output, backbone_bytes(work.backbone, hp, work.last_loss))
     partial.unlink(missing_ok=True)
     print(f"written: {output}; start from it with hyperparameters.pretrained_backbone")
 

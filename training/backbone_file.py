@@ -17,14 +17,21 @@ from errors import UserError
 from resnet_custom import SplitNetwork
 from training.hyperparameters import Hyperparameters
 
-DESCRIBED = ("architecture", "dataset", "image_size", "self_supervised_steps")
+DESCRIBED = (
+    *("architecture", "dataset", "image_size"),
+    *("self_supervised_steps", "self_supervised_seed"),
+)
+LOSS = "loss"  # in the metadata: the last loss that self-supervision reported
 
 
-def backbone_bytes(weights: Mapping[str, Tensor], hp: Hyperparameters, seed: int) -> bytes:
-    """A safetensors file of `weights`, a backbone's `state_dict`, described by `DESCRIBED`."""
+def backbone_bytes(weights: Mapping[str, Tensor], hp: Hyperparameters, loss: float) -> bytes:
+    """A safetensors file of `weights`, a backbone's `state_dict`, described by `DESCRIBED`.
+
+    loss: the last one that self-supervision reported.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     origin = {name: str(getattr(hp, name)) for name in DESCRIBED}
-    return save(tensors, metadata={"format": "pt", **origin, "seed": str(seed)})
+    return save(tensors, metadata={"format": "pt", **origin, LOSS: repr(loss)})
 
 
 def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
@@ -34,14 +41,27 @@ def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
         UserError: the file is missing, is no safetensors file, or belongs to another network.
     """
     try:
+        return read_finished(path, network)[0]
+    except UserError as error:
+        raise UserError(
+            f"hyperparameters.pretrained_backbone: {error}; give a file that tools.pretrain has "
+            "written for this architecture and data set"
+        ) from None
+
+
+def read_finished(path: Path, network: SplitNetwork) -> tuple[dict[str, Tensor], float]:
+    """The weights, as `read_backbone`, and the last loss that self-supervision reported.
+
+    Raises:
+        UserError: as `read_backbone`, without the setting's name and a remedy.
+    """
+    try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"hyperparameters.pretrained_backbone: {path}: cannot be read "
-            f"({' '.join(str(error).split())}); give a file that tools.pretrain has written"
-        ) from None
+            loss = float(metadata.get(LOSS, "nan"))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())})") from None
     shapes = {name: value.shape for name, value in weights.items()}
     expected = {name: value.shape for name, value in network.backbone.state_dict().items()}
     differing = sorted(
@@ -50,8 +70,7 @@ def read_backbone(path: Path, network: SplitNetwork) -> dict[str, Tensor]:
     if differing:
         origin = ", ".join(f"{name} {metadata[name]}" for name in DESCRIBED if name in metadata)
         raise UserError(
-            f"hyperparameters.pretrained_backbone: {path}: belongs to another network "
-            f"({origin or 'no description'}): {differing[0]} differs; "
-            "set the same architecture and dataset, or give another file"
+            f"{path}: belongs to another network ({origin or 'no description'}): "
+            f"{differing[0]} differs"
         )
-    return weights
+    return weights, loss

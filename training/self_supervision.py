@@ -1,22 +1,24 @@
 """Pre-trains the backbone on all images of the pool, without labels.
 
-Barlow Twins (Zbontar et al. 2021, arXiv 2103.03230): the network sees two views of every image. It
-learns to make each component of its projected embedding agree between the two views, and different
-components uncorrelated. It needs neither negative pairs nor a second network, so small batches and
-small machines suffice.
+SimCLR (Chen et al. 2020, arXiv 2002.05709): the network sees two views of every image of a batch.
+It learns to tell, by their projected embeddings, which two views belong to one image.
 """
 
 from __future__ import annotations
 
 import copy
+import hashlib
 import io
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from data import release
 from errors import DivergedError, UserError
 from resnet_custom import SplitNetwork
 from training.host_images import batches_on
@@ -28,32 +30,38 @@ from training.scoring import Progress
 from training.seeds import make_generator
 from training.views import Views
 
-PROJECTION = 512  # width of the projector; the paper's 8192 is for batches of 1024, 300 epochs
-REDUNDANCY = 1 / 128  # weight of the correlations between different components
+HIDDEN = 512  # width of the projector's hidden layer
+PROJECTION = 128  # components of a projection, as in the paper
+TEMPERATURE = 0.2  # of the similarities in the loss
+METHOD = "SimCLR 1"  # its number rises with every change of code that changes the result
 
-# The hyperparameters that the steps depend on.
-SETTINGS = (
-    *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction", "group_by"),
-    *("architecture", "pretrained", "pretrained_backbone", "flips_and_rotations"),
-    *("weight_decay", "warmup_fraction", "self_supervised_steps"),
-    *("self_supervised_batch_size", "self_supervised_learning_rate"),
+# The hyperparameters that the steps depend on, beside the images and the initial weights.
+STEPPED = (
+    *("flips_and_rotations", "weight_decay", "warmup_fraction", "self_supervised_seed"),
+    *("self_supervised_steps", "self_supervised_batch_size", "self_supervised_learning_rate"),
 )
+# Those that choose the images and the initial weights.
+STARTED = (
+    *("dataset", "image_size", "split_seed", "validation_fraction", "test_fraction", "group_by"),
+    *("architecture", "pretrained", "pretrained_backbone"),
+)
+DIGEST_ROWS = 1024  # images that are copied to the host at a time
+DIGEST_LENGTH = 16  # hexadecimal digits
 
 
 class SelfSupervision:
     """Trains a copy of a network's backbone on unlabelled images for `hp.self_supervised_steps`.
 
-    All random draws are functions of `seed` and the step, so `save` holds enough to continue
-    exactly. Data-parallel ranks share each batch; the loss is that of the whole batch.
+    All random draws are functions of `hp.self_supervised_seed` and the step, so `save` holds enough
+    to continue exactly. Data-parallel ranks share each batch; the loss is that of the whole batch.
 
     Args:
         hyperparameters: of the trial.
-        network: its backbone is copied.
+        network: its backbone is copied, with the weights to begin with.
         images: the pool, uint8 [N, C, S, S], on the network's device, or on the host if they do
             not fit there.
         mean, std: float32 [C], which normalise the images.
         dtype: the type that the networks compute in; the loss is float32.
-        seed: the trial's.
         ranks: which data-parallel process this is.
 
     Raises:
@@ -68,7 +76,6 @@ class SelfSupervision:
         mean: Tensor,
         std: Tensor,
         dtype: torch.dtype,
-        seed: int,
         ranks: Ranks = ALONE,
     ) -> None:
         hp = hyperparameters
@@ -82,20 +89,25 @@ class SelfSupervision:
         self._images = images
         self._mean, self._std = mean[:, None, None], std[:, None, None]
         self._dtype = dtype
-        self._device = mean.device
-        self._seed = seed
+        self.device = mean.device
+        self._seed = hp.self_supervised_seed
         self._ranks = ranks
         # A copy, because the network may be frozen, or in a wrapper that watches its gradients.
         self._network = copy.deepcopy(network)
-        self._projector = _projector(network.embedding_size, seed).to(self._device)
+        self._begin = hashlib.sha256()  # of the weights that it begins with
+        for name, value in network.backbone.state_dict().items():
+            self._begin.update(name.encode())
+            self._begin.update(value.cpu().contiguous().numpy().data)
+        self._projector = _projector(network.embedding_size, self._seed).to(self.device)
         self._trained = nn.ModuleList([self._network.backbone, self._projector])
         self._trained.requires_grad_(True).train()
         self._optimizer = make_optimizer(self._trained, hp.weight_decay)
-        self._scaler = gradient_scaler(dtype, self._device)
+        self._scaler = gradient_scaler(dtype, self.device)
         self._views = Views(hp.flips_and_rotations)
         self._feed: Iterator[Tensor] | None = None  # the images of the steps that are left
-        self._loss = torch.zeros((), device=self._device)  # sum since the last `report`
+        self._loss = torch.zeros((), device=self.device)  # sum since the last `report`
         self._reported = 0
+        self._last_loss = math.nan
 
     @property
     def finished(self) -> bool:
@@ -155,9 +167,9 @@ class SelfSupervision:
 
     def _train_step(self) -> None:
         if self._feed is None:
-            self._feed = batches_on(self._device, self._images, self._index_batches())
+            self._feed = batches_on(self.device, self._images, self._index_batches())
         gathered, count = next(self._feed), self.hp.self_supervised_batch_size
-        generator = make_generator(self._seed, "self_supervision", self.step, device=self._device)
+        generator = make_generator(self._seed, "self_supervision", self.step, device=self.device)
         part = slice(self._ranks.rank, None, self._ranks.size)
         views = [self._views.gathered(gathered, count, generator, part) for _ in range(2)]
         images = (torch.cat(views) - self._mean) / self._std
@@ -181,7 +193,7 @@ class SelfSupervision:
         with torch.autocast(images.device.type, self._dtype, enabled=enabled):
             projected = self._projector(self._network.embed(images)).float()
         one, other = (self._ranks.gather_with_gradient(view) for view in projected.chunk(2))
-        return barlow_twins_loss(one, other)
+        return contrastive_loss(one, other)
 
     def _index_batches(self) -> Iterator[Tensor]:
         """This rank's dataset indices of each step that is left, int64 on the images' device.
@@ -203,15 +215,50 @@ class SelfSupervision:
     def report(self) -> dict[str, float]:
         """The step, its learning rate, and the mean loss since the last call."""
         steps = max(1, self.step - self._reported)
-        loss = float(self._loss) / steps
+        loss = self._last_loss = float(self._loss) / steps
         self._loss.zero_()
         self._reported = self.step
         rate = self._optimizer.param_groups[0]["lr"]
         return {"step": self.step, "loss": loss, "learning_rate": rate}
 
     @property
+    def network(self) -> SplitNetwork:
+        """The copy whose backbone is trained."""
+        return self._network
+
+    @property
+    def last_loss(self) -> float:
+        """The loss of the last report; NaN before the first."""
+        return self._last_loss
+
+    def digest(self) -> str:
+        """Hexadecimal digest of all that the finished backbone depends on.
+
+        That is the images, the weights before the first step, the settings of the steps, the number
+        type, the number of ranks (BatchNorm normalises over the images of one rank) and `METHOD`.
+        """
+        settings = {name: getattr(self.hp, name) for name in STEPPED}
+        computing = [str(self._dtype), self.hp.tf32, self._ranks.size]
+        facts = [METHOD, settings, computing, list(self._images.shape)]
+        digest = self._begin.copy()
+        digest.update(json.dumps(facts).encode())
+        for part in self._images.split(DIGEST_ROWS):
+            digest.update(part.cpu().contiguous().numpy().data)
+            release(self._images)
+        return digest.hexdigest()[:DIGEST_LENGTH]
+
+    def finish_with(self, backbone: Mapping[str, Tensor], loss: float) -> None:
+        """Take the finished backbone of an equal self-supervision, and the last loss it had."""
+        self._network.backbone.load_state_dict(backbone)
+        self.step = self._reported = self.hp.self_supervised_steps - 1
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.learning_rate
+        self.step += 1
+        self._loss.fill_(loss)
+
+    @property
     def _settings(self) -> dict[str, Any]:
-        return {**{name: getattr(self.hp, name) for name in SETTINGS}, "seed": self._seed}
+        return {name: getattr(self.hp, name) for name in (*STARTED, *STEPPED)}
 
     def save(self) -> bytes:
         """All state as a file for `load`, except the sums that the next `report` would return."""
@@ -233,7 +280,7 @@ class SelfSupervision:
             UserError: the state belongs to a run with other settings.
         """
         state: dict[str, Any] = torch.load(
-            io.BytesIO(content), map_location=self._device, weights_only=True
+            io.BytesIO(content), map_location=self.device, weights_only=True
         )
         for name, value in self._settings.items():
             before = state["settings"][name]
@@ -254,10 +301,11 @@ def _projector(size: int, seed: int) -> nn.Module:
     """A network from embeddings [B, size] to the projections [B, PROJECTION] of the loss."""
     with torch.random.fork_rng(devices=[]):  # layers draw weights from the global generator
         projector = nn.Sequential(
-            nn.Linear(size, PROJECTION, bias=False),
-            nn.BatchNorm1d(PROJECTION),
+            nn.Linear(size, HIDDEN, bias=False),
+            nn.BatchNorm1d(HIDDEN),
             nn.ReLU(),
-            nn.Linear(PROJECTION, PROJECTION, bias=False),
+            nn.Linear(HIDDEN, PROJECTION, bias=False),
+            nn.BatchNorm1d(PROJECTION, affine=False),
         )
     generator = make_generator(seed, "projector")
     for layer in projector:
@@ -267,22 +315,16 @@ def _projector(size: int, seed: int) -> nn.Module:
     return projector
 
 
-def barlow_twins_loss(one: Tensor, other: Tensor) -> Tensor:
-    """Squared distance between the two views' cross-correlation and the identity: a scalar.
+def contrastive_loss(one: Tensor, other: Tensor) -> Tensor:
+    """SimCLR's loss, NT-Xent: a scalar.
 
-    The cross-correlation matrix [D, D] of the batch has ones on its diagonal if the views agree,
-    and zeros elsewhere if different components are uncorrelated. Entries off the diagonal count
-    `REDUNDANCY` times.
+    For each view it is the cross-entropy of finding the other view of its image among all views of
+    the batch, by cosine similarity divided by `TEMPERATURE`.
 
     one, other: float32 [B, D]; row i of both belongs to the same image.
     """
-    correlation = _standardised(one).T @ _standardised(other) / len(one)
-    squares = (correlation - torch.eye(len(correlation), device=one.device)).square()
-    agreement = squares.diagonal().sum()
-    return agreement + REDUNDANCY * (squares.sum() - agreement)
-
-
-def _standardised(values: Tensor) -> Tensor:
-    """`values` with mean 0 and deviation 1 in each column."""
-    centred = values - values.mean(0)
-    return centred / (centred.square().mean(0) + 1e-5).sqrt()
+    views = F.normalize(torch.cat([one, other]), dim=1)
+    similarity = views @ views.T / TEMPERATURE
+    itself = torch.eye(len(views), dtype=torch.bool, device=views.device)
+    partners = torch.arange(len(views), device=views.device).roll(len(one))
+    return F.cross_entropy(similarity.masked_fill(itself, -torch.inf), partners)
