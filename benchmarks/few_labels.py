@@ -2,9 +2,9 @@
 
     python -m benchmarks.few_labels --data-dir data --output few_labels.csv --seeds 0 1 2 3 4
 
-Every recipe, a change of `COMMON`, runs with every seed until 250 images are labelled. The network
-of the last round is then evaluated in four ways: with its last weights or with the mean of its
-weights over the last part of the round, and on the images as they stand or as a mean over their
+Every recipe, a change of `COMMON`, runs with every seed; most recipes end with 250 labels. The
+network of the last round is then evaluated in four ways: with its last weights or with the mean of
+its weights over the last part of the round, and on the images as they stand or as a mean over their
 four orientations. The validation split chooses the recipe; the test split is only reported.
 
 Each run adds its rows to --output. The command can be stopped at any time; when started again, it
@@ -40,7 +40,7 @@ from training.loading import load_data
 from training.oracle import SimulatedOracle
 
 CONFIG = Path("configs/bloodmnist.yaml")
-# All recipes: 100 random labels, then 50 a round.
+# Unless a recipe says otherwise: 100 random labels, then 50 a round.
 COMMON: dict[str, Any] = {
     "rounds": 4,
     "initial_labeled_size": 100,
@@ -49,24 +49,28 @@ COMMON: dict[str, Any] = {
     "between_rounds": "keep",
     "average_rotations": False,
 }
-LONG_ROUNDS = {"batches_per_round": 400}
+TYPICAL = {"batches_per_round": 400, "initial_pool": "network_embeddings"}
 RECIPES: dict[str, dict[str, Any]] = {
-    "base": {},
-    "rounds of 400 steps": LONG_ROUNDS,
-    "first query at 50 labels": {"rounds": 5, "initial_labeled_size": 50},
-    "rounds of 400 steps, first query at 50 labels": LONG_ROUNDS
-    | {"rounds": 5, "initial_labeled_size": 50},
+    "rounds of 200 steps": {},
+    "rounds of 400 steps": {"batches_per_round": 400},
+    "rounds of 800 steps": {"batches_per_round": 800},
+    "rounds of 400 steps, typical first images": TYPICAL,
+    "rounds of 400 steps, typical first images, 200 labels": TYPICAL | {"rounds": 3},
+    "rounds of 400 steps, typical first images, 150 labels": TYPICAL | {"rounds": 2},
 }
+NO_BACKBONE = "none"
 AVERAGED_SHARE = 0.3  # of the last round's steps
-KEY = ("recipe", "seed", "weights", "inference")
+KEY = ("recipe", "backbone", "seed", "weights", "inference")
 COLUMNS = (*KEY, "labels", "val_accuracy", "test_accuracy", "run_seconds", "images_per_second")
 Row = dict[str, str]
+BySeed = dict[str, Row]
 
 
-def run_once(recipe: str, seed: int, splits: Splits) -> list[Row]:
+def run_once(recipe: str, backbone: Path | None, seed: int, splits: Splits) -> list[Row]:
     """Run one recipe with one seed, and evaluate its last network in four ways; one row each."""
     values = load(CONFIG)["hyperparameters"] | COMMON | RECIPES[recipe]
-    hp = Hyperparameters.from_mapping(values | {"seed": seed})
+    values |= {"seed": seed, "pretrained_backbone": str(backbone or NO_BACKBONE)}
+    hp = Hyperparameters.from_mapping(values)
     learner = ActiveLearner(hp, splits.train, seed)
     oracle = SimulatedOracle.of_trial(learner, splits.train)
     started = time.process_time()
@@ -93,9 +97,13 @@ def run_once(recipe: str, seed: int, splits: Splits) -> list[Row]:
             rate = (len(splits.val) + len(splits.test)) / (time.process_time() - started)
             figures = [str(len(learner.pool.labelled)), *(f"{one:.5f}" for one in found)]
             figures += [f"{seconds:.1f}", f"{rate:.0f}"]
-            cells = (recipe, str(seed), weights, inference, *figures)
+            cells = (recipe, _name(backbone), str(seed), weights, inference, *figures)
             rows.append(dict(zip(COLUMNS, cells, strict=True)))
     return rows
+
+
+def _name(backbone: Path | None) -> str:
+    return backbone.stem if backbone else NO_BACKBONE
 
 
 def accuracy(
@@ -122,32 +130,46 @@ def accuracy(
 
 
 def summary(rows: list[Row]) -> str:
-    """Markdown table: each recipe's accuracy and its gain over the first, with 95 % intervals."""
-    groups: dict[tuple[str, str, str], dict[str, Row]] = {}
+    """Markdown table, one line per recipe and backbone: means over seeds and 95 % intervals.
+
+    All gains are in test accuracy, paired by seed.
+    """
+    groups: dict[tuple[str, str], dict[tuple[str, str], BySeed]] = {}
     for row in rows:
-        key = (row["recipe"], row["weights"], row["inference"])
-        groups.setdefault(key, {})[row["seed"]] = row
-    base = groups.get((next(iter(RECIPES)), "last", "upright"), {})
+        ways = groups.setdefault((row["recipe"], row["backbone"]), {})
+        ways.setdefault((row["weights"], row["inference"]), {})[row["seed"]] = row
+    first = groups.get((next(iter(RECIPES)), NO_BACKBONE))
     lines = []
-    for (recipe, weights, inference), by_seed in groups.items():
-        cells = [recipe, weights, inference, str(len(by_seed))]
-        for split in ("val_accuracy", "test_accuracy"):
-            cells.append(_interval([float(row[split]) for row in by_seed.values()], "{:.4f}"))
-        shared = sorted(by_seed.keys() & base.keys())
-        gains = [
-            float(by_seed[seed]["test_accuracy"]) - float(base[seed]["test_accuracy"])
-            for seed in shared
+    for key, ways in groups.items():
+        upright, rotations = ways["last", "upright"], ways["last", "rotations"]
+        averaged = ways["averaged", "rotations"]
+        seconds = np.mean([float(row["run_seconds"]) for row in upright.values()])
+        accuracies = [
+            _interval([float(row[f"{split}_accuracy"]) for row in by_seed.values()], "{:.4f}")
+            for split, by_seed in (("val", rotations), ("test", upright), ("test", rotations))
         ]
-        cells.append(_interval(gains, "{:+.4f}") if gains and by_seed is not base else "")
-        for column in ("run_seconds", "images_per_second"):
-            cells.append(f"{np.mean([float(row[column]) for row in by_seed.values()]):,.0f}")
-        lines.append(cells)
-    header = ["recipe", "weights", "inference", "seeds", "val accuracy", "test accuracy"]
-    header += ["gain, test", "CPU s per run", "images/s predicted"]
+        gains = [_gain(rotations, upright), _gain(averaged, rotations)]
+        gains.append("" if first in (None, ways) else _gain(rotations, first["last", "rotations"]))
+        lines.append([*key, str(len(upright)), *accuracies, *gains, f"{seconds:.0f}"])
+    header = ["recipe", "backbone", "seeds", "val, rotations", "test, upright", "test, rotations"]
+    header += ["gain of rotations", "gain of averaged weights", "gain over the first line", "CPU s"]
     return markdown((header, lines))
 
 
+def _gain(after: BySeed, before: BySeed) -> str:
+    """Gain in test accuracy over the seeds that both have."""
+    return _interval(
+        [
+            float(after[seed]["test_accuracy"]) - float(before[seed]["test_accuracy"])
+            for seed in sorted(after.keys() & before.keys())
+        ],
+        "{:+.4f}",
+    )
+
+
 def _interval(values: list[float], form: str) -> str:
+    if not values:
+        return ""
     mean = form.format(np.mean(values))
     return mean if len(values) < 2 else f"{mean} ± {half_width(np.array(values)):.4f}"
 
@@ -171,9 +193,10 @@ def measure(arguments: argparse.Namespace) -> None:
     rows = read(arguments.output)
     for seed in arguments.seeds:
         for recipe in arguments.recipes:
-            if any((row["recipe"], row["seed"]) == (recipe, str(seed)) for row in rows):
+            key = (recipe, _name(arguments.backbone), str(seed))
+            if key in {(row["recipe"], row["backbone"], row["seed"]) for row in rows}:
                 continue
-            rows += run_once(recipe, seed, splits)
+            rows += run_once(recipe, arguments.backbone, seed, splits)
             table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
             write_atomically(arguments.output, table)
             print(rows[-1], flush=True)
@@ -187,6 +210,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, required=True, help="CSV file")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES))
+    parser.add_argument("--backbone", type=Path, help="file of tools.pretrain to start from")
     arguments = parser.parse_args(argv)
     return exit_status(lambda: measure(arguments))
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import frozen_features
+from benchmarks import few_labels, frozen_features
 from benchmarks.speed import rows as speed_rows
 from query_strategies import BALANCED, STRATEGIES, Strategy
 from reporting.files import write_atomically
@@ -161,6 +161,11 @@ def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
+def recipes_for_few_labels() -> str:
+    """Accuracy at 250 labels by recipe and way of evaluation."""
+    return few_labels.summary(few_labels.read(RESULTS / "few_labels.csv"))
+
+
 def segmentation() -> str:
     """Recall and precision of the cells found in smears."""
     columns = ("images", "number", "mode", "cells", "recall", "precision", "diameter", "seconds")
@@ -221,6 +226,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "strategy cost": strategy_cost,
     "recipe": recipe,
+    "few labels": recipes_for_few_labels,
     "class balance": class_balance,
     "outliers": outliers,
     "service load": service_load,

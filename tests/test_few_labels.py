@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,8 @@ from training.oracle import SimulatedOracle
 
 COMMON = {"rounds": 2, "initial_labeled_size": 20, "samples_to_label": 20, "label_budget": 40}
 RECIPES: dict[str, dict[str, int]] = {"base": {}, "longer": {"batches_per_round": 8}}
+
+WAYS = [*itertools.product(("last", "averaged"), ("upright", "rotations"))]
 
 
 @pytest.fixture
@@ -43,8 +46,26 @@ def test_a_study_continues_where_it_was_stopped(
     assert {row["labels"] for row in rows} == {"40"}
     # The four evaluations of one run differ, and so do the recipes.
     assert len({row["test_accuracy"] for row in rows if row["seed"] == "0"}) > 4
-    table = capsys.readouterr().out.splitlines()[-8:]
-    assert [line.split(" | ")[3] for line in table] == ["2"] * 8
+    longer, base = (line.split(" | ") for line in capsys.readouterr().out.splitlines()[-2:])
+    assert base[0] == "| base"
+    assert base[2] == longer[2] == "2"
+    assert base[8] == ""
+
+
+def test_gains_are_paired_by_seed() -> None:
+    """Known answers: the mean of 0.01 and 0.03 is 0.02, and its interval 12.706 * 0.01."""
+    rows = []
+    for recipe, gains in (("rounds of 200 steps", (0.0, 0.0)), ("other", (0.01, 0.03))):
+        for seed, gain in enumerate(gains):
+            for weights, inference in itertools.product(
+                ("last", "averaged"), ("upright", "rotations")
+            ):
+                more = 0.002 * (inference == "rotations") - 0.001 * (weights == "averaged")
+                accuracy = str(0.9 + seed / 100 + gain + more)
+                cells = (recipe, "none", str(seed), weights, inference, "250", "0.5", accuracy)
+                rows.append(dict(zip(few_labels.COLUMNS, (*cells, "10", "1"), strict=True)))
+    line = few_labels.summary(rows).splitlines()[-1].split(" | ")
+    assert line[6:9] == ["+0.0020 ± 0.0000", "-0.0010 ± 0.0000", "+0.0200 ± 0.1271"]
 
 
 def test_unknown_recipe(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
