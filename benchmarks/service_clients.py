@@ -50,10 +50,14 @@ def http_request(body: bytes, media_type: str = "image/png") -> bytes:
 
 
 @contextlib.contextmanager
-def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Process, int]]:
-    """Start a service of an exported folder; yields its process and port."""
+def running(*arguments: str) -> Iterator[tuple[psutil.Process, int]]:
+    """Start `python -m ARGUMENTS --port 0`, one of the servers here; yields its process and port.
+
+    Raises:
+        UserError: it does not start.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-m", "tools.serve", str(folder), "--port", "0", *options],
+        [sys.executable, "-m", *arguments, "--port", "0"],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -62,13 +66,19 @@ def running_service(folder: Path, *options: str) -> Iterator[tuple[psutil.Proces
         assert process.stdout is not None
         port_match = re.search(r":(\d+)/", process.stdout.readline())
         if port_match is None:
-            raise UserError(
-                f"{folder}: the service does not start; run tools.serve on it to see why"
-            )
+            command = " ".join(arguments)
+            raise UserError(f"{command}: does not start; run python -m {command} to see why")
         yield psutil.Process(process.pid), int(port_match[1])
     finally:
         process.terminate()
         process.wait()
+
+
+def running_service(
+    folder: Path, *options: str
+) -> contextlib.AbstractContextManager[tuple[psutil.Process, int]]:
+    """Start a service of an exported folder, as `running` does."""
+    return running("tools.serve", str(folder), *options)
 
 
 class Client:

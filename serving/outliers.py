@@ -25,13 +25,13 @@ class Neighbours:
     """
 
     def __init__(self, references: NDArray[np.float32], count: int = NEIGHBOURS) -> None:
-        self._references = np.ascontiguousarray(references, np.float32)
-        self._squares = np.square(self._references).sum(1)
+        self._squares = np.square(references, dtype=np.float32).sum(1)
+        self._products = np.ascontiguousarray(-2 * references.T, np.float32)  # [D, n]
         self._count = min(count, len(references))
 
     def distances(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean distance to the nearest references: embeddings [B, D] to float32 [B]."""
-        step = max(1, BLOCK_BYTES // (4 * len(self._references)))
+        step = max(1, BLOCK_BYTES // (4 * len(self._squares)))
         parts = [
             self._block(embeddings[start : start + step])
             for start in range(0, len(embeddings), step)
@@ -40,8 +40,10 @@ class Neighbours:
 
     def _block(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         # |a - b|^2 = |a|^2 + |b|^2 - 2ab: one matrix product, never an [B, n, D] array.
-        squares = self._squares - 2 * (embeddings @ self._references.T)
-        nearest = np.partition(squares, self._count - 1, axis=1)[:, : self._count]
+        squares = embeddings @ self._products
+        squares += self._squares
+        squares.partition(self._count - 1, axis=1)
+        nearest = squares[:, : self._count]
         nearest += np.square(embeddings).sum(1, keepdims=True)
         mean: NDArray[np.float32] = np.sqrt(np.maximum(nearest, 0)).mean(1)
         return mean

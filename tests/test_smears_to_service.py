@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import json
 import re
 import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from PIL import Image
-from starlette.testclient import TestClient
 
+from benchmarks.service_clients import running
 from benchmarks.smears import WHITE_KINDS, Look, draw_smear, write_smears
 from errors import AWAITING_LABELS, OK
 from labelling.batch import batch_folders, read_batch
-from labelling.log import Answer, AnswerLog
-from serving.app import service_app
-from serving.service import Service, ServiceSettings
 from tests.conftest import ROOT
-from web.access import Access
 
 SMALL = Look(height=200, width=260, diameter=60, white=4, red=8)
 FAST = {
@@ -35,11 +37,13 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs" / "smears.md").read_text(), re.S)
     for line in block.splitlines()
 ]
+RAN: set[str] = set()
 
 
 def run(line: str, *more: str) -> int:
     """Run a command of the page in this process; the exit status."""
     assert line in COMMANDS, f"docs/smears.md has no command {line}"
+    RAN.add(line)
     words = shlex.split(line)[1:]
     if words[0] == "-m":
         return int(importlib.import_module(words[1]).main([*words[2:], *more]))
@@ -64,16 +68,26 @@ def kinds_of_crops(cells: Path, smears: Path) -> dict[str, str]:
     return kinds
 
 
-def answer(folder: Path, kinds: dict[str, str]) -> int:
+@contextlib.contextmanager
+def started(line: str) -> Iterator[str]:
+    """Start a server by a command of the page, at a free port; yields its address."""
+    assert line in COMMANDS, f"docs/smears.md has no command {line}"
+    RAN.add(line)
+    with running(*shlex.split(line)[2:]) as (_, port):
+        yield f"http://127.0.0.1:{port}"
+
+
+def answer(page: str, folder: Path, kinds: dict[str, str]) -> int:
     """Answer the open batch as a person would who knows every cell; the number of images."""
-    batch = read_batch(batch_folders(folder)[-1])
-    answers = [
-        Answer("ann", item.index, answer=kinds[item.source])
-        if item.source in kinds
-        else Answer("ann", item.index, skip="unusable")
-        for item in batch.images
-    ]
-    AnswerLog(batch_folders(folder)[-1]).append(answers)
+    sources = {item.index: item.source for item in read_batch(batch_folders(folder)[-1]).images}
+    batch = httpx.get(f"{page}/api/batch?annotator=ann").json()
+    answers = []
+    for index, *_ in batch["images"]:
+        kind = kinds.get(sources[index])
+        skip = None if kind else "unusable"
+        answers.append({"image": index, "answer": kind, "skip": skip, "seconds": 1})
+    body = {"batch": batch["batch"], "annotator": "ann", "answers": answers}
+    assert httpx.post(f"{page}/api/answers", json=body).status_code == 200
     return len(answers)
 
 
@@ -81,6 +95,8 @@ def test_from_smears_to_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name in ("configs", "model_def.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))  # for the servers
+    RAN.clear()
 
     # 1. and 2. Smears, smaller than those of the page's command, and their cells.
     drawing = "python -m benchmarks.smears --output data/smears --images 150 --seed 0"
@@ -96,12 +112,14 @@ def test_from_smears_to_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (listing,) = [line for line in COMMANDS if line.startswith("printf")]
     classes, target = re.fullmatch(r"printf '(.*)' > (\S+)", listing).groups()  # type: ignore[union-attr]
     Path(target).write_text(classes.encode().decode("unicode_escape"))
+    RAN.add(listing)
     settings = [f"hyperparameters.{name}={value}" for name, value in FAST.items()]
     start = "python model_def.py --config configs/smears.yaml --output-dir runs/smears"
     status, asked = run(start, "--set", *settings), []
-    while status == AWAITING_LABELS:
-        asked.append(answer(Path("runs/smears"), kinds))
-        status = run("python model_def.py --resume runs/smears")
+    with started("python -m tools.label runs/smears") as page:
+        while status == AWAITING_LABELS:
+            asked.append(answer(page, Path("runs/smears"), kinds))
+            status = run("python model_def.py --resume runs/smears")
     assert status == OK
     assert sum(asked[1:]) >= 100
     with Path("runs/smears/metrics.csv").open(newline="") as file:
@@ -111,17 +129,17 @@ def test_from_smears_to_a_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     # 4. and 5. Serve, and ask about a new smear.
     assert run("python -m tools.export runs/smears --output exported") == OK
-    assert {"python -m tools.label runs/smears", "python -m tools.serve exported"} <= set(COMMANDS)
     pixels, _ = draw_smear(np.random.default_rng(99), SMALL)
     Image.fromarray(pixels).save("new_smear.png")
     new = "python -m tools.segment new_smear.png --output new_cells --cell-diameter 170"
     assert run(new, "--cell-diameter", "60") == OK
-    service = Service(Path("exported"), ServiceSettings())
-    with TestClient(
-        service_app(service, Access.for_address("127.0.0.1", 80)), base_url="http://127.0.0.1"
-    ) as client:
-        crop = Path("new_cells/crops/new_smear_0000.png")
-        found = client.post("/predict", files={"file": (crop.name, crop.read_bytes())})
-    assert found.status_code == 200, found.text
-    (prediction,) = found.json()["predictions"]
+    (upload,) = [line for line in COMMANDS if line.startswith("curl")]
+    if not shutil.which("curl"):
+        pytest.skip("curl is not installed, for the last command")
+    with started("python -m tools.serve exported") as address:
+        command = shlex.split(upload.replace("http://127.0.0.1:8080", address))
+        found = subprocess.run(command, capture_output=True, check=True).stdout
+    RAN.add(upload)
+    (prediction,) = json.loads(found)["predictions"]
     assert set(prediction["probabilities"]) == set(WHITE_KINDS)
+    assert set(COMMANDS) == RAN
