@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from active_learning import ActiveLearner, Observer, label_round
 from data import ImageStore, Splits, load_splits
+from errors import OK
+from local.run import Request, run_locally
 from tools import export
 from training.hyperparameters import Hyperparameters
 from training.metrics import classification_metrics
@@ -89,19 +89,13 @@ def digits() -> Splits:
 def small_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run folder: three rounds on the digits, the whole splits evaluated. Read only."""
     folder = tmp_path_factory.mktemp("small_run") / "run"
-    settings = {**SMALL, "evaluation_size": 0, "precision": "float32"}
-    done = subprocess.run(
-        [
-            *(sys.executable, ROOT / "model_def.py", "--config", ROOT / "configs" / "digits.yaml"),
-            *("--output-dir", folder, "--set"),
-            *(f"hyperparameters.{name}={value}" for name, value in settings.items()),
-        ],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
+    settings = {**SMALL, "evaluation_size": 0}
+    wanted = Request(
+        config=ROOT / "configs" / "digits.yaml",
+        output_dir=folder,
+        settings=tuple(f"hyperparameters.{name}={value}" for name, value in settings.items()),
     )
-    assert done.returncode == 0, done.stderr
+    assert run_locally(wanted) == OK
     return folder
 
 
