@@ -364,7 +364,7 @@ class TestRefusals:
         entries[0]["uuid"] = "7" + entries[0]["uuid"][1:]
         (copy / "checkpoints.json").write_text(json.dumps(entries))
         said = self.refused(capsys, str(copy), "--checkpoint", "7")
-        assert "--checkpoint 7: 0 checkpoints" in said
+        assert "0 checkpoints of round 7" in said
         assert "2 (" in said
 
     def test_a_round_goes_before_an_id(self, copy: Path) -> None:

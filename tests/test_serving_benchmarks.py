@@ -16,10 +16,10 @@ from errors import UserError
 def test_load_test_has_a_row_for_every_setting(
     exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(serving, "WARM_UP_SECONDS", 0.05)
+    monkeypatch.setattr(serving, "WARM_UP_SECONDS", 0.1)
     monkeypatch.setattr(serving, "CLIENTS", (1, 8))
     output = tmp_path / "rows.csv"
-    arguments = [str(exported), "--seconds", "0.2", "--output", str(output)]
+    arguments = [str(exported), "--seconds", "0.4", "--output", str(output)]
     assert serving.main(arguments) == 0
     with output.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
