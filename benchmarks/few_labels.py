@@ -2,9 +2,9 @@
 
     python -m benchmarks.few_labels --data-dir data --output few_labels.csv --seeds 0 1 2 3 4
 
-Every recipe, a change of `COMMON`, runs with every seed; most recipes end with 250 labels. The
-network of the last round is then evaluated in four ways: with its last weights or with the mean of
-its weights over the last part of the round, and on the images as they stand or as a mean over their
+Every recipe, a change of `COMMON`, runs with every seed until 250 images are labelled. The network
+of the last round is then evaluated in four ways: with its last weights or with the mean of its
+weights over the last part of the round, and on the images as they stand or as a mean over their
 four orientations. The validation split chooses the recipe; the test split is only reported.
 
 Each run adds its rows to --output. The command can be stopped at any time; when started again, it
@@ -49,14 +49,14 @@ COMMON: dict[str, Any] = {
     "between_rounds": "keep",
     "average_rotations": False,
 }
-TYPICAL = {"batches_per_round": 400, "initial_pool": "network_embeddings"}
 RECIPES: dict[str, dict[str, Any]] = {
     "rounds of 200 steps": {},
     "rounds of 400 steps": {"batches_per_round": 400},
     "rounds of 800 steps": {"batches_per_round": 800},
-    "rounds of 400 steps, typical first images": TYPICAL,
-    "rounds of 400 steps, typical first images, 200 labels": TYPICAL | {"rounds": 3},
-    "rounds of 400 steps, typical first images, 150 labels": TYPICAL | {"rounds": 2},
+    "rounds of 400 steps, typical first images": {
+        "batches_per_round": 400,
+        "initial_pool": "network_embeddings",
+    },
 }
 NO_BACKBONE = "none"
 AVERAGED_SHARE = 0.3  # of the last round's steps
