@@ -138,7 +138,7 @@ def summary(rows: list[Row]) -> str:
     for row in rows:
         ways = groups.setdefault((row["recipe"], row["backbone"]), {})
         ways.setdefault((row["weights"], row["inference"]), {})[row["seed"]] = row
-    first = groups.get((next(iter(RECIPES)), NO_BACKBONE))
+    compared = [groups.get((recipe, NO_BACKBONE)) for recipe in list(RECIPES)[:2]]
     lines = []
     for key, ways in groups.items():
         upright, rotations = ways["last", "upright"], ways["last", "rotations"]
@@ -149,10 +149,15 @@ def summary(rows: list[Row]) -> str:
             for split, by_seed in (("val", rotations), ("test", upright), ("test", rotations))
         ]
         gains = [_gain(rotations, upright), _gain(averaged, rotations)]
-        gains.append("" if first in (None, ways) else _gain(rotations, first["last", "rotations"]))
+        for other in compared:
+            if other is None or other is ways:
+                gains.append("")
+            else:
+                gains.append(_gain(rotations, other["last", "rotations"]))
         lines.append([*key, str(len(upright)), *accuracies, *gains, f"{seconds:.0f}"])
     header = ["recipe", "backbone", "seeds", "val, rotations", "test, upright", "test, rotations"]
-    header += ["gain of rotations", "gain of averaged weights", "gain over the first line", "CPU s"]
+    header += ["gain of rotations", "gain of averaged weights"]
+    header += [*(f"gain over {recipe}" for recipe in list(RECIPES)[:2]), "CPU s"]
     return markdown((header, lines))
 
 
