@@ -47,9 +47,15 @@ def measures(classes: int) -> Callable[[], dict[str, Estimate]]:
 def duplicates(images: Tensor) -> Callable[[], object]:
     """A function that finds exact and near duplicates among images split 80 / 10 / 10."""
     splits = images.split([len(images) * 8 // 10, len(images) // 10, len(images) // 10])
-    everything = torch.arange(len(images))
     generator = torch.Generator().manual_seed(0)
-    return lambda: (exact_copies(splits), near_copies(splits, everything, 0.95, generator))
+
+    def find() -> object:
+        exact = exact_copies(splits)
+        originals = torch.ones(len(images), dtype=torch.bool)
+        originals[exact.second] = False
+        return exact, near_copies(splits, originals.nonzero().flatten(), 0.95, generator)
+
+    return find
 
 
 def different_images() -> Tensor:
@@ -62,15 +68,27 @@ def different_images() -> Tensor:
     return images
 
 
-def frames() -> Tensor:
-    """Copies of one image, each with its own noise."""
+def frames(deviation: float) -> Tensor:
+    """Pictures of one scene, each with noise of its own of so many grey levels."""
     generator = torch.Generator().manual_seed(0)
     images = different_images()
     scene = images[0].float()
     for part in images.split(1000):
         noise = torch.randn(part.shape, generator=generator)
-        part.copy_((scene + 4 * noise).clamp(0, 255))
+        part.copy_((scene + deviation * noise).clamp(0, 255))
     return images
+
+
+def noise() -> Tensor:
+    """Images of nothing but noise."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (IMAGES, 3, SIDE, SIDE), dtype=torch.uint8, generator=generator)
+
+
+def copies() -> Tensor:
+    """Copies of a hundred images."""
+    generator = torch.Generator().manual_seed(0)
+    return different_images()[torch.randint(0, 100, (IMAGES,), generator=generator)]
 
 
 CASES: dict[str, Callable[[], Callable[[], object]]] = {
@@ -78,7 +96,11 @@ CASES: dict[str, Callable[[], Callable[[], object]]] = {
     "confusion matrix, 1,000 classes": lambda: matrix(1000),
     "measures with intervals, 1,000 classes, 10,000 images": lambda: measures(1000),
     "duplicates, 60,000 different images": lambda: duplicates(different_images()),
-    "duplicates, 60,000 nearly equal frames": lambda: duplicates(frames()),
+    "duplicates, 60,000 copies of 100 images": lambda: duplicates(copies()),
+    "duplicates, 60,000 nearly equal frames": lambda: duplicates(frames(4)),
+    # The worst case: so much noise that no two frames are alike, and every two nearly.
+    "duplicates, 60,000 noisy frames": lambda: duplicates(frames(20)),
+    "duplicates, 60,000 images of noise": lambda: duplicates(noise()),
 }
 
 

@@ -6,6 +6,7 @@ and keeps them while there is room; `release` gives them back at once.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import logging
@@ -87,7 +88,7 @@ def mapped_images(
             file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(file.with_name(f".{name}.lock")):
                 if not _is_whole(file, size):
-                    for stale in set(file.parent.glob(f"{name}.*")) - {file}:
+                    for stale in set(file.parent.glob(f"{glob.escape(name)}.*")) - {file}:
                         stale.unlink()
                     _write(file, size, source, blocks())
         with file.open("rb") as opened:

@@ -30,6 +30,7 @@ from PIL import Image, ImageCms
 
 from active_learning import Evaluation
 from data import UNLABELLED, ImageStore, Splits, load_splits
+from data_sources.disk_images import mapped_images
 from data_sources.image_file import BACKGROUND, decode
 from data_sources.sources import FileSources
 from errors import UserError
@@ -779,6 +780,12 @@ def test_order_of_names_is_that_of_no_locale_and_no_system(tmp_path: Path) -> No
 def test_names_with_characters_of_patterns(tmp_path: Path) -> None:
     class_folders(tmp_path / "set [1]*?", names=("a[0-9]", "{b}"))
     assert load(tmp_path, "folder:set [1]*?").class_names == ("a[0-9]", "{b}")
+    source = tmp_path / "source"
+    for content in (b"one", b"two"):
+        source.write_bytes(content)
+        blocks = [pixels(0, 2, SIZE, SIZE, 3)]
+        mapped_images([tmp_path], "x [1]", source, (2, SIZE, SIZE, 3), blocks.copy)
+    assert sum(path.name.startswith("x [1]") for path in tmp_path.iterdir()) == 1
 
 
 def test_hdf5_is_read_where_it_cannot_be_locked(tmp_path: Path) -> None:
