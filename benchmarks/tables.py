@@ -199,10 +199,13 @@ def _percentages(rows: Sequence[dict[str, str]], column: str) -> str:
 
 def service_load() -> str:
     """Throughput and response times of the service and of the bare model."""
-    columns = ("model", "setting", "clients", "images_per_second", "p50", "p95", "p99", "cpu_ms")
-    rows = [[row[column] for column in columns] for row in _records("serving.csv")]
-    header = ["model", "setting", "clients", "images/s", "p50, ms", "p95, ms", "p99, ms"]
-    return markdown(([*header, "CPU ms per image"], rows))
+    columns = ("model", "setting", "workers", "clients", "images_per_second", "p50", "p95", "p99")
+    rows = [
+        [row[column] for column in (*columns, "cpu_ms", "client_cpu_ms")]
+        for row in _records("serving.csv")
+    ]
+    header = ["model", "setting", "workers", "clients", "images/s", "p50, ms", "p95, ms", "p99, ms"]
+    return markdown(([*header, "CPU ms per image", "clients' CPU ms"], rows))
 
 
 def _records(name: str) -> list[dict[str, str]]:
