@@ -4,13 +4,14 @@
     python -m benchmarks.annotators --config configs/digits.yaml --output digits.csv \\
         --minutes-per-round 4 --set hyperparameters.architecture=small_cnn
 
-The cheap annotator takes 5 s for a label, of which the share `--noise` is wrong. The expert takes
-20 s and makes no mistake. Four ways to spend the same minutes in each round:
+The cheap annotator takes 5 s for a label, and the share `--noise` of its labels is wrong. The
+expert takes `--expert-seconds` and makes no mistake. There are four ways to spend the same minutes
+in each round:
 
 - `cheap`: many labels of the cheap annotator.
-- `expert`: a quarter as many labels of the expert.
-- `both`: half as many labels of the cheap annotator, and the expert labels a quarter of them again:
-  those that the network doubts most (`training.oracle.TwoAnnotators`).
+- `expert`: fewer labels of the expert.
+- `both`: labels of the cheap annotator, of which the expert gives a quarter again: those that the
+  network doubts most (`training.oracle.TwoAnnotators`).
 - `both, at random`: the same, but a random quarter. This is the control.
 
 In the first round all but `expert` have labels of the cheap annotator alone. Rounds, steps and
@@ -39,28 +40,26 @@ from tools.compare.statistics import half_width
 from tools.compare.tables import plus_minus
 from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
-from training.label_noise import noisy_labels
 from training.loading import evaluated_part, load_data
-from training.oracle import SimulatedOracle, TwoAnnotators
-from training.pool import Pool
+from training.oracle import Learner, SimulatedOracle
 from training.seeds import make_generator
 
-CHEAP_SECONDS, EXPERT_SECONDS, SHARE = 5.0, 20.0, 0.25
+CHEAP_SECONDS, SHARE = 5.0, 0.25
 ARMS = ("cheap", "expert", "both", "both, at random")
 COLUMNS = (
-    *("dataset", "architecture", "noise", "arm", "seed"),
+    *("dataset", "architecture", "noise", "expert_seconds", "arm", "seed"),
     *("minutes", "labels", "wrong_labels", "val_accuracy", "test_accuracy", "seconds"),
 )
 
 
-class RandomDoubts:
-    """A learner whose network doubts at random, for the control."""
+class AtRandom:
+    """What the oracle reads of `learner`, with random class probabilities: the control."""
 
-    def __init__(self, learner: ActiveLearner) -> None:
-        self.hp: Hyperparameters = learner.hp
-        self.seed: int = learner.seed
-        self.pool: Pool = learner.pool
-        self._classes = learner.train_store.num_classes
+    def __init__(self, learner: Learner, classes: int) -> None:
+        self.hp = learner.hp
+        self.seed = learner.seed
+        self.pool = learner.pool
+        self._classes = classes
 
     def probabilities_of(self, indices: Tensor) -> Tensor:
         """Random class probabilities, float32 [k, C]."""
@@ -68,32 +67,35 @@ class RandomDoubts:
         return torch.randn(len(indices), self._classes, generator=generator).softmax(1)
 
 
-def settings_of(arm: str, noise: float, minutes_per_round: float) -> dict[str, Any]:
+def settings_of(
+    arm: str, noise: float, expert_seconds: float, minutes_per_round: float
+) -> dict[str, Any]:
     """Annotators and round sizes by which each round of `arm` takes `minutes_per_round`."""
     seconds = 60 * minutes_per_round
     if arm == "expert":
-        labels = round(seconds / EXPERT_SECONDS)
+        labels = round(seconds / expert_seconds)
         return {
-            "seconds_per_label": EXPERT_SECONDS,
+            "seconds_per_label": expert_seconds,
             "initial_labeled_size": labels,
             "samples_to_label": labels,
         }
-    price = CHEAP_SECONDS + (0 if arm == "cheap" else SHARE * EXPERT_SECONDS)
+    price = CHEAP_SECONDS + (0 if arm == "cheap" else SHARE * expert_seconds)
     return {
         "label_noise": noise,
         "seconds_per_label": CHEAP_SECONDS,
         "expert_share": 0.0 if arm == "cheap" else SHARE,
-        "expert_seconds_per_label": EXPERT_SECONDS,
+        "expert_seconds_per_label": expert_seconds,
         "initial_labeled_size": round(seconds / CHEAP_SECONDS),
         "samples_to_label": round(seconds / price),
     }
 
 
 def run_once(
-    values: Mapping[str, Any], arm: str, noise: float, seed: int, minutes_per_round: float
+    values: Mapping[str, Any], arm: str, seed: int, arguments: argparse.Namespace
 ) -> dict[str, Any]:
     """One run of one arm; returns its row. A curve is text, one number per round."""
-    annotators = settings_of(arm, noise, minutes_per_round)
+    noise, minutes_per_round = arguments.noise, arguments.minutes_per_round
+    annotators = settings_of(arm, noise, arguments.expert_seconds, minutes_per_round)
     budget = values["rounds"] * minutes_per_round
     changes = {**annotators, "minutes_budget": budget, "label_budget": 0, "seed": seed}
     hp = Hyperparameters.from_mapping({**values, **changes})
@@ -101,15 +103,14 @@ def run_once(
     truth = splits.train.labels
     device = "cuda" if torch.cuda.is_available() else "cpu"
     learner = ActiveLearner(hp, splits.train.to(device), seed)
-    oracle = SimulatedOracle.of_trial(learner, splits.train)
-    if arm == "both, at random":
-        answers = noisy_labels(splits.train, noise, hp.label_noise_kind, seed)
-        oracle = TwoAnnotators(truth, answers, truth, RandomDoubts(learner))
+    at_random = arm == "both, at random"
+    doubter = AtRandom(learner, splits.num_classes) if at_random else learner
+    oracle = SimulatedOracle.of_trial(doubter, splits.train)
     val, test = (
         evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
     )
     started = time.perf_counter()
-    curves: dict[str, list[str]] = {name: [] for name in COLUMNS[5:10]}
+    curves: dict[str, list[str]] = {name: [] for name in COLUMNS[6:11]}
     for evaluation in run(learner, oracle, val, test):
         labelled = learner.pool.labelled
         curves["minutes"].append(f"{evaluation.annotation_minutes:.1f}")
@@ -120,7 +121,7 @@ def run_once(
         curves["test_accuracy"].append(f"{evaluation.test['accuracy']:.4f}")
     return {
         **{"dataset": hp.dataset, "architecture": hp.architecture},
-        **{"noise": noise, "arm": arm, "seed": seed},
+        **{"noise": noise, "expert_seconds": arguments.expert_seconds, "arm": arm, "seed": seed},
         **{name: " ".join(numbers) for name, numbers in curves.items()},
         "seconds": f"{time.perf_counter() - started:.0f}",
     }
@@ -133,22 +134,23 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
     if arguments.data_dir:
         values["data_dir"] = arguments.data_dir
     rows = read(arguments.output)
-    finished = {(float(row["noise"]), row["arm"], int(row["seed"])) for row in rows}
+    finished = {
+        (float(row["noise"]), float(row["expert_seconds"]), row["arm"], int(row["seed"]))
+        for row in rows
+    }
     for seed in range(arguments.seeds):
-        for noise in arguments.noise:
-            for arm in ARMS:
-                if (noise, arm, seed) in finished:
-                    continue
-                row = run_once(values, arm, noise, seed, arguments.minutes_per_round)
-                rows.append(row)
-                table = csv_text(COLUMNS, ([one[name] for name in COLUMNS] for one in rows))
-                write_atomically(arguments.output, table)
-                print(
-                    f"seed {seed}, noise {noise}, {arm}: test accuracy "
-                    f"{row['test_accuracy'].split()[-1]} with {row['labels'].split()[-1]} labels, "
-                    f"{row['wrong_labels'].split()[-1]} of them wrong ({row['seconds']} s)",
-                    flush=True,
-                )
+        for arm in ARMS:
+            if (arguments.noise, arguments.expert_seconds, arm, seed) in finished:
+                continue
+            row = run_once(values, arm, seed, arguments)
+            rows.append(row)
+            write(arguments.output, rows)
+            print(
+                f"seed {seed}, {arm}: test accuracy {row['test_accuracy'].split()[-1]} with "
+                f"{row['labels'].split()[-1]} labels, {row['wrong_labels'].split()[-1]} of them "
+                f"wrong ({row['seconds']} s)",
+                flush=True,
+            )
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -159,17 +161,24 @@ def read(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(lines))
 
 
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows to the CSV file `path`."""
+    table = [[row[name] for name in COLUMNS] for row in rows]
+    write_atomically(path, csv_text(COLUMNS, table))
+
+
 def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
-    """A table row for each data set, noise and arm.
+    """A table row for each data set, noise, expert's time and arm.
 
     It holds the labels and the share of wrong ones at the end; test accuracy after half of the
     minutes and at the end; and the difference at the end from `both`, paired by seed: means with
     95 % intervals over seeds.
     """
     lines = []
-    studies = dict.fromkeys((row["dataset"], row["noise"]) for row in rows)
-    for dataset, noise in studies:
-        of_study = [row for row in rows if (row["dataset"], row["noise"]) == (dataset, noise)]
+    keys = ("dataset", "noise", "expert_seconds")
+    for study in dict.fromkeys(tuple(row[key] for key in keys) for row in rows):
+        of_study = [row for row in rows if tuple(row[key] for key in keys) == study]
+        dataset, noise, expert_seconds = study
         by_arm = {
             arm: sorted((r for r in of_study if r["arm"] == arm), key=lambda r: int(r["seed"]))
             for arm in ARMS
@@ -187,7 +196,8 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
             gain = curves["both"][:, -1] - curves[arm][:, -1]
             lines.append(
                 [
-                    *(dataset, f"{float(noise):.0%}", arm, str(len(of_arm)), str(labels[0])),
+                    *(dataset, f"{float(noise):.0%}", f"{float(expert_seconds):.0f} s", arm),
+                    *(str(len(of_arm)), str(labels[0])),
                     f"{(wrong / labels).mean():.1%}",
                     *(plus_minus(curves[arm][:, at]) for at in (half, -1)),
                     "" if arm == "both" else f"{gain.mean():+.3f} ± {half_width(gain):.3f}",
@@ -202,8 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/bloodmnist.yaml"))
     parser.add_argument("--data-dir", help="overrides hyperparameters.data_dir")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--noise", nargs="+", type=float, default=[0.1, 0.3], metavar="SHARE")
-    parser.add_argument("--minutes-per-round", type=float, default=10.0)
+    parser.add_argument("--noise", type=float, default=0.1, metavar="SHARE")
+    parser.add_argument("--expert-seconds", type=float, default=20.0)
+    parser.add_argument("--minutes-per-round", type=float, default=8.0)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--output", type=Path, required=True, metavar="CSV")
     arguments = parser.parse_args(argv)
