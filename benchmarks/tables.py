@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
 
-from benchmarks import few_labels, frozen_features
+from benchmarks import annotators, few_labels, first_labels, frozen_features
 from benchmarks.speed import rows as speed_rows
 from query_strategies import BALANCED, STRATEGIES, Strategy
 from reporting.files import write_atomically
@@ -92,6 +92,21 @@ def _study(name: str) -> Path:
 def frozen() -> str:
     """Strategies compared with margin on a frozen network, in three studies."""
     return frozen_features.summary(RESULTS / "frozen_features")
+
+
+def first_images() -> str:
+    """How well 16 labels, chosen without a network that has seen one, label the pool."""
+    header = ["embeddings", "strategy", "seeds", "accuracy", "CPU seconds"]
+    return markdown((header, first_labels.summary(_records("first_labels.csv"))))
+
+
+def annotator_table(file: str) -> str:
+    """A cheap annotator, an expert and both, at equal minutes."""
+    header = [
+        *("data", "wrong labels", "expert's time", "who labels", "seeds", "labels"),
+        *("wrong at the end", "accuracy at half", "accuracy at the end", "gain of both"),
+    ]
+    return markdown((header, annotators.summary(_records(file))))
 
 
 def forecasts() -> str:
@@ -225,6 +240,9 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"accuracy, {study}": partial(accuracy, study) for study in STUDIES},
     "savings at 0.9 to 0.956, bloodmnist": partial(savings, "bloodmnist", (0.9, 0.92, 0.94, 0.956)),
     "frozen features": frozen,
+    "first labels": first_images,
+    "annotators": partial(annotator_table, "annotators.csv"),
+    "annotator prices": partial(annotator_table, "annotator_prices.csv"),
     "forecasts": forecasts,
     "speed": speed,
     "strategy cost": strategy_cost,

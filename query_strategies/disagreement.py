@@ -70,15 +70,17 @@ def falcun(scores: PoolScores, k: int, generator: torch.Generator) -> Tensor:
     refuse_nan(uncertainty)
     distance = uncertainty.clone()
     taken = torch.zeros_like(uncertainty, dtype=torch.bool)
-    picked = [scores.candidates[:0]]
-    for _ in range(count):
+    # One tensor for all picks: thousands of small ones would break the memory into pieces between
+    # the vectors of n numbers, which could then not be used again.
+    picked = torch.zeros(count, dtype=torch.int64, device=taken.device)
+    for step in range(count):
         # In logarithms, the largest sum of log mass and Gumbel noise is a draw by mass.
         mass = FALCUN_GAMMA * (uncertainty + distance).clamp_min(1e-12).log()
         noise = torch.empty_like(mass).exponential_(generator=generator).log()
         best = (mass - noise).masked_fill(taken, -torch.inf).argmax(dim=0, keepdim=True)
         taken[best] = True
-        picked.append(best)
+        picked[step] = best[0]
         distance = torch.minimum(distance, (mean - mean[best]).abs().sum(dim=-1))
         distance = distance - distance.min()
         distance = distance / distance.max().clamp_min(1e-12)
-    return scores.candidates[torch.cat(picked)]
+    return scores.candidates[picked]
