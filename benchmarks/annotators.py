@@ -170,9 +170,9 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
     """A table row for each data set, noise, expert's time and arm.
 
-    It holds the labels and the share of wrong ones at the end; test accuracy after half of the
-    minutes and at the end; and the difference at the end from `both`, paired by seed: means with
-    95 % intervals over seeds.
+    It holds the labels and the share of wrong ones at the end; test accuracy, as a mean over the
+    rounds and at the end; and by how much `both` exceeds either, paired by seed: means with 95 %
+    intervals over seeds.
     """
     lines = []
     keys = ("dataset", "noise", "expert_seconds")
@@ -192,15 +192,19 @@ def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:
                 np.array([int(row[name].split()[-1]) for row in of_arm])
                 for name in ("labels", "wrong_labels")
             )
-            half = curves[arm].shape[1] // 2 - 1
-            gain = curves["both"][:, -1] - curves[arm][:, -1]
+            measured = (curves[arm].mean(1), curves[arm][:, -1])
+            of_both = (curves["both"].mean(1), curves["both"][:, -1])
+            gains = [ours - theirs for ours, theirs in zip(of_both, measured, strict=True)]
             lines.append(
                 [
                     *(dataset, f"{float(noise):.0%}", f"{float(expert_seconds):.0f} s", arm),
                     *(str(len(of_arm)), str(labels[0])),
                     f"{(wrong / labels).mean():.1%}",
-                    *(plus_minus(curves[arm][:, at]) for at in (half, -1)),
-                    "" if arm == "both" else f"{gain.mean():+.3f} ± {half_width(gain):.3f}",
+                    *map(plus_minus, measured),
+                    *(
+                        "" if arm == "both" else f"{gain.mean():+.3f} ± {half_width(gain):.3f}"
+                        for gain in gains
+                    ),
                 ]
             )
     return lines

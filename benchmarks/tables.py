@@ -104,7 +104,8 @@ def annotator_table(file: str) -> str:
     """A cheap annotator, an expert and both, at equal minutes."""
     header = [
         *("data", "wrong labels", "expert's time", "who labels", "seeds", "labels"),
-        *("wrong at the end", "accuracy at half", "accuracy at the end", "gain of both"),
+        *("wrong at the end", "mean accuracy", "accuracy at the end"),
+        *("gain of both, mean", "gain of both, end"),
     ]
     return markdown((header, annotators.summary(_records(file))))
 
