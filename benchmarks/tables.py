@@ -234,7 +234,7 @@ MAIN_SETTINGS = (
     *("initial_labeled_size", "samples_to_label", "batches_per_round", "learning_rate"),
     "flips_and_rotations",
 )
-STUDIES = ("bloodmnist", "bloodmnist_resnet50", "breastmnist", "pneumoniamnist")
+STUDIES = ("bloodmnist", "bloodmnist_resnet50", "breastmnist", "pneumoniamnist", "digits")
 TABLES: dict[str, Callable[[], str]] = {
     "strategies": strategies,
     "main settings": main_settings,
