@@ -99,7 +99,7 @@ def test_purposes_have_streams_of_their_own(
     """No two places of the code draw from one stream, and none draws the same thing twice."""
     drawn: dict[tuple[Any, ...], set[str]] = defaultdict(set)
     purposes: dict[str, set[str]] = defaultdict(set)
-    times: dict[tuple[Any, ...], int] = defaultdict(int)
+    times: dict[tuple[Any, ...], int] = defaultdict(int)  # by trial seed, purpose and numbers
     original = training.seeds.derive_seed
 
     def record(trial_seed: int, purpose: str, *numbers: int) -> int:
@@ -110,7 +110,7 @@ def test_purposes_have_streams_of_their_own(
         place = f"{frame.f_code.co_filename}:{frame.f_code.co_name}"
         drawn[purpose, numbers].add(place)
         purposes[purpose].add(place)
-        times[purpose, numbers] += 1
+        times[trial_seed, purpose, numbers] += 1
         return original(trial_seed, purpose, *numbers)
 
     for module in (training.seeds, training.inference):
@@ -119,6 +119,7 @@ def test_purposes_have_streams_of_their_own(
         label_noise=0.3,
         self_supervised_steps=2,
         self_supervised_batch_size=16,
+        self_supervised_seed=1,  # of a network of its own, which trials share
         between_rounds="reset",
         uncertainty=uncertainty,
         candidate_pool_size=40,
