@@ -31,7 +31,7 @@ from training.loading import evaluated_part
 from training.oracle import Oracle, Proposal
 from training.ranks import Ranks
 from training.stopping import StopReason
-from training.threads import choose_threads
+from training.threads import adapt_to_other_runs, choose_threads
 
 logger = logging.getLogger("active_learning")
 
@@ -252,6 +252,7 @@ class _Callback(pytorch.PyTorchCallback):
         self, avg_metrics: dict[str, Any], batch_metrics: dict[str, Any]
     ) -> None:
         trial = self.trial
+        adapt_to_other_runs()
         # Before the checkpoint, so that a diverged network never replaces a good one.
         trial.learner.check_training_loss(avg_metrics["loss"])
         if trial.ranks.rank == 0:

@@ -25,7 +25,7 @@ from training.backbone_file import backbone_bytes
 from training.oracle import Proposal
 from training.ranks import Ranks
 from training.stopping import StopReason
-from training.threads import choose_threads
+from training.threads import adapt_to_other_runs, choose_threads
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -130,6 +130,7 @@ class LocalObserver(Observer):
         done = learner.step % learner.hp.batches_per_round
         if done and done % learner.hp.reporting_period:
             return
+        adapt_to_other_runs()
         loss_sum, correct, images = self._ranks.total(learner.meter.take()).tolist()
         rate = learner.optimizer.param_groups[0]["lr"]
         metrics = training_metrics(loss_sum, correct, images, rate)

@@ -36,7 +36,7 @@ from training.loading import evaluated_part, load_data
 from training.oracle import Oracle, SimulatedOracle
 from training.ranks import Ranks
 from training.search_rules import check_search
-from training.threads import choose_threads
+from training.threads import adapt_to_other_runs, choose_threads
 
 logger = logging.getLogger("active_learning")
 
@@ -143,6 +143,7 @@ def _run(
         log_start(learner, splits, len(val), len(test))
         logger.info("run folder: %s", path)
     learner.train_network = process_group.parallel(learner.network, ranks, device)
+    adapt_to_other_runs()  # those that were started at the same time
     return _train(learner, oracle, val, test, observer, path, first)
 
 

@@ -139,10 +139,11 @@ from training import threads
 threads.runs_folder = lambda: Path(sys.argv[1])
 threads.cpu_count = lambda: 8
 threads._default_threads = 8
-threads._load.of_others = lambda: 0.0
-while True:
-    print(threads.choose_threads(), torch.get_num_threads(), flush=True)
-    sys.stdin.readline()
+for line in sys.stdin:
+    function, busy = line.split()
+    threads._load.of_others = lambda: float(busy)
+    getattr(threads, function)()
+    print(torch.get_num_threads(), flush=True)
 """
 
 
@@ -156,19 +157,24 @@ def test_a_run_gives_way_to_another_and_takes_its_cores_back(tmp_path: Path) -> 
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    try:
-        assert process.stdout.readline() == "8 8\n"
-        other, _ = start_run(tmp_path)
-        process.stdin.write("\n")
+
+    def threads_after(function: str, busy: float = 0.0) -> int:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(f"{function} {busy}\n")
         process.stdin.flush()
-        assert process.stdout.readline() == "4 4\n"
+        return int(process.stdout.readline())
+
+    try:
+        assert threads_after("choose_threads") == 8
+        # Within a round, only other runs count; between rounds, all load does.
+        assert threads_after("adapt_to_other_runs", busy=3.0) == 8
+        other, _ = start_run(tmp_path)
+        assert threads_after("adapt_to_other_runs") == 4
         other.kill()
         other.wait()
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "8 8\n"
+        assert threads_after("adapt_to_other_runs") == 8
+        assert threads_after("choose_threads", busy=3.0) == 5
     finally:
         process.kill()
         process.wait()

@@ -59,6 +59,18 @@ def choose_threads() -> int:
     return threads
 
 
+def adapt_to_other_runs() -> None:
+    """Choose again if a run on this machine has started or ended since the last choice.
+
+    Call it within rounds, which may be long: until it is called, a new run beside this one finds
+    all cores in use. A call takes about a millisecond. Unlike `choose_threads`, it does not follow
+    the load of other processes, so that few rounds change their number of threads.
+    """
+    folder, before = runs_folder(), _membership.runs
+    if folder and _membership.join(folder) != before:
+        choose_threads()
+
+
 def share_of_cores(cores: int, shared: int, runs: int | None, busy: float) -> int:
     """The number of threads for one of several runs.
 
@@ -90,9 +102,14 @@ def runs_folder() -> Path | None:
 
 
 class Membership:
-    """This process's locked file among those of the other runs."""
+    """This process's locked file among those of the other runs.
+
+    Attributes:
+        runs: how many there are, as last counted.
+    """
 
     def __init__(self) -> None:
+        self.runs = 0
         self._process: int | None = None
         self._file = -1  # the lock lasts as long as this descriptor is open
 
@@ -106,10 +123,11 @@ class Membership:
             if self._process != os.getpid():
                 self._file = _lock_new_file(folder)
                 self._process = os.getpid()
-            return max(1, sum(_is_locked(path) for path in folder.glob("run-*")))
+            self.runs = max(1, sum(_is_locked(path) for path in folder.glob("run-*")))
         except OSError as error:
             logger.debug("%s: cannot be used (%s)", folder, error)
-            return 1
+            self.runs = 1
+        return self.runs
 
 
 def _lock_new_file(folder: Path) -> int:
