@@ -10,6 +10,7 @@ run has ended, including the start, and the ratio to one run alone.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -64,6 +65,7 @@ def seconds_of(runs: int, threads: int | None) -> float:
 
 def main() -> None:
     """Measure all settings and print their times."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     cores = sorted(os.sched_getaffinity(0))[:CORES]
     os.sched_setaffinity(0, cores)  # the runs inherit it
     print(
