@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.annotators import ARMS, AtRandom, read, settings_of, write
+from benchmarks.annotators import ARMS, COLUMNS, AtRandom, settings_of
 from benchmarks.frozen_features import REGIMES, Features, embedded, logits, train_head
+from benchmarks.records import read_records, write_records
 from data import ImageStore, load_splits
 from errors import exit_status
 from query_strategies import PoolScores, get_strategy
@@ -120,7 +121,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
     if arguments.run is not None:
         run = open_run(arguments.run, data_dir=arguments.data_dir)
         studies[f"{run.splits.name}, {run.hp.architecture}"] = embedded(run, REGIMES[0])
-    rows = read(arguments.output)
+    rows = read_records(arguments.output)
     keys = ("dataset", "noise", "expert_seconds", "arm", "seed")
     finished = {tuple(str(row[key]) for key in keys) for row in rows}
     for seed in range(arguments.seeds):
@@ -130,7 +131,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
                     for arm in ARMS:
                         if (name, str(noise), str(price), arm, str(seed)) not in finished:
                             rows.append(run_once(name, features, arm, noise, price, seed))
-            write(arguments.output, rows)
+            write_records(arguments.output, COLUMNS, rows)
             print(f"seed {seed}, {name}", flush=True)
 
 

@@ -22,7 +22,6 @@ command performs only the missing runs.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -34,8 +33,8 @@ import torch
 from torch import Tensor
 
 from active_learning import ActiveLearner, run
+from benchmarks.records import read_records, write_records
 from errors import exit_status
-from reporting.files import csv_text, write_atomically
 from tools.compare.statistics import half_width
 from tools.compare.tables import plus_minus
 from training.experiment_config import load, override
@@ -133,7 +132,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
     values = override(load(arguments.config), arguments.set)["hyperparameters"]
     if arguments.data_dir:
         values["data_dir"] = arguments.data_dir
-    rows = read(arguments.output)
+    rows = read_records(arguments.output)
     finished = {
         (float(row["noise"]), float(row["expert_seconds"]), row["arm"], int(row["seed"]))
         for row in rows
@@ -144,27 +143,13 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
                 continue
             row = run_once(values, arm, seed, arguments)
             rows.append(row)
-            write(arguments.output, rows)
+            write_records(arguments.output, COLUMNS, rows)
             print(
                 f"seed {seed}, {arm}: test accuracy {row['test_accuracy'].split()[-1]} with "
                 f"{row['labels'].split()[-1]} labels, {row['wrong_labels'].split()[-1]} of them "
                 f"wrong ({row['seconds']} s)",
                 flush=True,
             )
-
-
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file that this command has written; none where there is no such file."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
-
-
-def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows to the CSV file `path`."""
-    table = [[row[name] for name in COLUMNS] for row in rows]
-    write_atomically(path, csv_text(COLUMNS, table))
 
 
 def summary(rows: Sequence[Mapping[str, str]]) -> list[list[str]]:

@@ -14,7 +14,6 @@ performs only the missing runs. Seconds are those of the CPU, with one thread.
 from __future__ import annotations
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Mapping
@@ -27,9 +26,9 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from active_learning import ActiveLearner, label_round
+from benchmarks.records import read_records, write_records
 from data import ImageStore, Splits
 from errors import UserError, exit_status
-from reporting.files import csv_text, write_atomically
 from resnet_custom import SplitNetwork
 from tools.compare.statistics import half_width
 from tools.compare.tables import markdown
@@ -179,14 +178,6 @@ def _interval(values: list[float], form: str) -> str:
     return mean if len(values) < 2 else f"{mean} ± {half_width(np.array(values)):.4f}"
 
 
-def read(path: Path) -> list[Row]:
-    """The rows of the CSV file; an empty list if it does not exist."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def measure(arguments: argparse.Namespace) -> None:
     """Perform the missing runs, and print the table of all rows."""
     unknown = [name for name in arguments.recipes if name not in RECIPES]
@@ -195,15 +186,14 @@ def measure(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     values = load(CONFIG)["hyperparameters"]
     splits = load_data(Hyperparameters.from_mapping(values), arguments.data_dir)
-    rows = read(arguments.output)
+    rows = read_records(arguments.output)
     for seed in arguments.seeds:
         for recipe in arguments.recipes:
             key = (recipe, _name(arguments.backbone), str(seed))
             if key in {(row["recipe"], row["backbone"], row["seed"]) for row in rows}:
                 continue
             rows += run_once(recipe, arguments.backbone, seed, splits)
-            table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
-            write_atomically(arguments.output, table)
+            write_records(arguments.output, COLUMNS, rows)
             print(rows[-1], flush=True)
     print(summary(rows))
 

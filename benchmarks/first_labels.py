@@ -23,10 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.records import write_records
 from data import load_splits
 from errors import exit_status
 from query_strategies import PoolScores, get_strategy
-from reporting.files import csv_text, write_atomically
 from run_folder.reader import open_run
 from training.seeds import make_generator
 
@@ -106,8 +106,7 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure, and write the table."""
     torch.set_num_threads(1)
     rows = measured(arguments)
-    table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
-    write_atomically(arguments.output, table)
+    write_records(arguments.output, COLUMNS, rows)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

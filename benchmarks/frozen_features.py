@@ -20,7 +20,6 @@ changes. When started again, it performs only the missing runs.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import platform
 import sys
@@ -36,9 +35,10 @@ from torch import Tensor
 
 from benchmarks.label_efficiency import COLUMNS
 from benchmarks.near_duplicates import with_near_duplicates
+from benchmarks.records import read_records, write_records
 from errors import exit_status
 from query_strategies import PoolScores, get_strategy
-from reporting.files import csv_text, write_atomically
+from reporting.files import write_atomically
 from run_folder.reader import Run, open_run
 from tools.compare.comparison import compare
 from tools.compare.runs import find_runs
@@ -228,7 +228,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
         machine = {"device": "cpu", "python": platform.python_version(), "torch": torch.__version__}
         content = json.dumps({"hyperparameters": settings, **machine}, indent=2)
         write_atomically(folder / "study.json", content + "\n")
-        rows = _read_rows(folder / "runs.csv")
+        rows = read_records(folder / "runs.csv")
         studies[regime.name] = (regime, embedded(run, regime), rows)
     entries = [
         (seed, name, strategy)
@@ -241,18 +241,10 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
         if any(row["strategy"] == strategy and int(row["seed"]) == seed for row in rows):
             continue
         rows.append(run_once(features, regime, strategy, seed))
-        table = csv_text(COLUMNS, ([row[column] for column in COLUMNS] for row in rows))
-        write_atomically(arguments.output / name / "runs.csv", table)
+        write_records(arguments.output / name / "runs.csv", COLUMNS, rows)
         text = f"{count} of {len(entries)} runs are finished"
         write_atomically(arguments.output / "progress.txt", text + "\n")
         print(f"{text}: {name}, {strategy}, seed {seed}", flush=True)
-
-
-def _read_rows(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

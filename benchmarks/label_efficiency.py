@@ -20,7 +20,6 @@ stay the same. With `--copies 5`, every image of the pool occurs five times with
 from __future__ import annotations
 
 import argparse
-import csv
 import itertools
 import json
 import multiprocessing
@@ -40,9 +39,10 @@ import torch
 
 from active_learning import ActiveLearner, Observer, run
 from benchmarks.near_duplicates import with_near_duplicates
+from benchmarks.records import read_records, write_records
 from data import Splits
 from errors import UserError, exit_status
-from reporting.files import csv_text, write_atomically
+from reporting.files import write_atomically
 from tools.compare.runs import ALL_LABELS
 from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
@@ -228,10 +228,7 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
                 f"hyperparameters.{name}: {settings.get(name)!r}, but the runs in {folder} had "
                 f"{recorded.get(name)!r}; set it back, or give another --output"
             )
-    if not rows.exists():
-        return []
-    with rows.open(newline="", encoding="utf-8") as lines:
-        return list(csv.DictReader(lines))
+    return read_records(rows)
 
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:
@@ -247,8 +244,7 @@ def do_missing_runs(arguments: argparse.Namespace) -> None:
     _report(arguments.output, len(study.runs), len(missing), 0, started)
     for count, row in enumerate(finished_rows(study, missing, arguments.processes), start=1):
         rows.append(row)
-        table = csv_text(COLUMNS, ([record[column] for column in COLUMNS] for record in rows))
-        write_atomically(arguments.output / "runs.csv", table)
+        write_records(arguments.output / "runs.csv", COLUMNS, rows)
         print(
             f"{row['strategy']}, seed {row['seed']}: test accuracy "
             f"{row['test_accuracy'].split()[-1]} at {row['labels'].split()[-1]} labels "

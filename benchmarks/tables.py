@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from benchmarks import annotators, few_labels, first_labels, frozen_features
+from benchmarks.records import read_records
 from benchmarks.speed import rows as speed_rows
 from query_strategies import BALANCED, STRATEGIES, Strategy
 from reporting.files import write_atomically
@@ -121,7 +122,7 @@ def forecasts() -> str:
 
 def speed() -> str:
     """The speed on each machine, in two tables."""
-    return speed_rows.tables(speed_rows.read(RESULTS / "speed.csv"))
+    return speed_rows.tables(read_records(RESULTS / "speed.csv"))
 
 
 def strategy_cost() -> str:
@@ -179,7 +180,7 @@ def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
 
 def recipes_for_few_labels() -> str:
     """Accuracy at 250 labels by recipe and way of evaluation."""
-    return few_labels.summary(few_labels.read(RESULTS / "few_labels.csv"))
+    return few_labels.summary(read_records(RESULTS / "few_labels.csv"))
 
 
 def segmentation() -> str:

@@ -10,6 +10,7 @@ import yaml
 
 from active_learning import ActiveLearner, label_round
 from benchmarks import few_labels
+from benchmarks.records import read_records
 from data import Splits
 from tests.conftest import small_values
 from training.hyperparameters import Hyperparameters
@@ -37,9 +38,9 @@ def test_a_study_continues_where_it_was_stopped(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert few_labels.main([*command, "--seeds", "0", "--recipes", "longer"]) == 0
-    first = few_labels.read(tmp_path / "rows.csv")
+    first = read_records(tmp_path / "rows.csv")
     assert few_labels.main([*command, "--seeds", "0", "1"]) == 0
-    rows = few_labels.read(tmp_path / "rows.csv")
+    rows = read_records(tmp_path / "rows.csv")
     assert rows[: len(first)] == first
     keys = {tuple(row[name] for name in few_labels.KEY) for row in rows}
     assert len(keys) == len(rows) == 2 * 2 * 4

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.records import read_records
 from benchmarks.speed import __main__ as speed
 from benchmarks.speed import naive as speed_naive
 from benchmarks.speed import rows as speed_rows
@@ -91,7 +92,7 @@ def test_a_section_replaces_its_older_self_on_that_machine_only(tmp_path: Path) 
     speed_rows.merge(path, [record("a", "round", 1), record("a", "memory", 2)])
     speed_rows.merge(path, [record("b", "round", 3)])
     speed_rows.merge(path, [record("a", "round", 4)])
-    found = {(r["machine"], r["section"]): r["median"] for r in speed_rows.read(path)}
+    found = {(r["machine"], r["section"]): r["median"] for r in read_records(path)}
     assert found == {("a", "round"): "4", ("a", "memory"): "2", ("b", "round"): "3"}
 
 

@@ -30,6 +30,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.records import read_records
 from benchmarks.speed import memory as speed_memory
 from benchmarks.speed import network as speed_network
 from benchmarks.speed import rows as speed_rows
@@ -125,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--plot", type=Path, default=ROOT / "images" / "speed.png")
     arguments = parser.parse_args(argv)
     if arguments.table:
-        print(speed_rows.tables(speed_rows.read(arguments.csv)))
+        print(speed_rows.tables(read_records(arguments.csv)))
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = machine(device)

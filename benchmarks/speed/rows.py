@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,9 +9,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from benchmarks.records import read_records, write_records
 from benchmarks.speed.timing import Spread
 from reporting.figures import BLUE, ORANGE, png
-from reporting.files import csv_text, write_atomically
 
 COLUMNS = (
     *("machine", "section", "item", "unit", "median", "low", "high", "runs"),
@@ -64,23 +63,14 @@ class Row:
         return values
 
 
-def read(path: Path) -> list[dict[str, str]]:
-    """The records in a CSV file; an empty list if it does not exist."""
-    if not path.exists():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
 def merge(path: Path, fresh: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """Replace a machine's sections in the file by those in `fresh`; returns all records."""
     replaced = {(record["machine"], record["section"]) for record in fresh}
-    kept = [r for r in read(path) if (r["machine"], r["section"]) not in replaced]
+    kept = [r for r in read_records(path) if (r["machine"], r["section"]) not in replaced]
     # Sorted by machine; a machine's sections keep their order.
     machines = list(dict.fromkeys(record["machine"] for record in [*kept, *fresh]))
     records = [r for name in machines for r in [*kept, *fresh] if r["machine"] == name]
-    rows = [[record[column] for column in COLUMNS] for record in records]
-    write_atomically(path, csv_text(COLUMNS, rows))
+    write_records(path, COLUMNS, records)
     return records
 
 
