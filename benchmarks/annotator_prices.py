@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.annotators import ARMS, COLUMNS, AtRandom, settings_of
+from benchmarks.annotators import ARMS, COLUMNS, CURVES, AtRandom, Curves, add_round, settings_of
 from benchmarks.frozen_features import REGIMES, Features, embedded, logits, train_head
 from benchmarks.records import read_records, write_records
 from data import ImageStore, load_splits
@@ -92,20 +92,13 @@ def run_once(
     labels_only = ImageStore(torch.zeros(len(truth), 1, 1, 1, dtype=torch.uint8), truth, classes)
     doubter = AtRandom(learner, features.classes) if arm == "both, at random" else learner
     oracle = SimulatedOracle.of_trial(doubter, labels_only)
-    curves: dict[str, list[str]] = {
-        name: [] for name in ("minutes", "labels", "wrong_labels", "val_accuracy", "test_accuracy")
-    }
+    curves: Curves = {name: [] for name in CURVES}
     for round_, size in enumerate(hp.query_sizes(len(truth))):
         learner.label(round_, size, oracle)
         learner.train()
-        labelled = learner.pool.labelled
-        curves["minutes"].append(f"{learner.pool.minutes(hp.seconds_per_label):.1f}")
-        curves["labels"].append(str(len(labelled)))
-        curves["wrong_labels"].append(
-            str(int((learner.pool.labels[labelled] != truth[labelled]).sum()))
-        )
-        curves["val_accuracy"].append(f"{learner.accuracy(features.val):.4f}")
-        curves["test_accuracy"].append(f"{learner.accuracy(features.test):.4f}")
+        minutes = learner.pool.minutes(hp.seconds_per_label)
+        accuracies = (learner.accuracy(features.val), learner.accuracy(features.test))
+        add_round(curves, learner.pool, minutes, truth, accuracies)
     return {
         **{"dataset": name, "architecture": "logistic regression"},
         **{"noise": noise, "expert_seconds": expert_seconds, "arm": arm, "seed": seed},

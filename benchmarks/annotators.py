@@ -41,14 +41,16 @@ from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.oracle import Learner, SimulatedOracle
+from training.pool import Pool
 from training.seeds import make_generator
 
 CHEAP_SECONDS, SHARE = 5.0, 0.25
 ARMS = ("cheap", "expert", "both", "both, at random")
+CURVES = ("minutes", "labels", "wrong_labels", "val_accuracy", "test_accuracy")
 COLUMNS = (
-    *("dataset", "architecture", "noise", "expert_seconds", "arm", "seed"),
-    *("minutes", "labels", "wrong_labels", "val_accuracy", "test_accuracy", "seconds"),
-)
+    "dataset", "architecture", "noise", "expert_seconds", "arm", "seed", *CURVES, "seconds",
+)  # fmt: skip
+Curves = dict[str, list[str]]  # a text for each round, by the names of `CURVES`
 
 
 class AtRandom:
@@ -109,21 +111,30 @@ def run_once(
         evaluated_part(store, hp.evaluation_size).to(device) for store in (splits.val, splits.test)
     )
     started = time.perf_counter()
-    curves: dict[str, list[str]] = {name: [] for name in COLUMNS[6:11]}
+    curves: Curves = {name: [] for name in CURVES}
     for evaluation in run(learner, oracle, val, test):
-        labelled = learner.pool.labelled
-        curves["minutes"].append(f"{evaluation.annotation_minutes:.1f}")
-        curves["labels"].append(str(evaluation.labels))
-        wrong = learner.pool.labels[labelled] != truth[labelled]
-        curves["wrong_labels"].append(str(int(wrong.sum())))
-        curves["val_accuracy"].append(f"{evaluation.val['accuracy']:.4f}")
-        curves["test_accuracy"].append(f"{evaluation.test['accuracy']:.4f}")
+        accuracies = (evaluation.val["accuracy"], evaluation.test["accuracy"])
+        add_round(curves, learner.pool, evaluation.annotation_minutes, truth, accuracies)
     return {
         **{"dataset": hp.dataset, "architecture": hp.architecture},
         **{"noise": noise, "expert_seconds": arguments.expert_seconds, "arm": arm, "seed": seed},
         **{name: " ".join(numbers) for name, numbers in curves.items()},
         "seconds": f"{time.perf_counter() - started:.0f}",
     }
+
+
+def add_round(
+    curves: Curves, pool: Pool, minutes: float, truth: Tensor, accuracies: tuple[float, float]
+) -> None:
+    """Add a round to the curves of a run.
+
+    truth: true labels of the pool, int64 [N]. accuracies: on validation and on test.
+    """
+    labelled = pool.labelled
+    wrong = int((pool.labels[labelled] != truth[labelled]).sum())
+    numbers = (f"{minutes:.1f}", str(len(labelled)), str(wrong), *map("{:.4f}".format, accuracies))
+    for name, number in zip(CURVES, numbers, strict=True):
+        curves[name].append(number)
 
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:
