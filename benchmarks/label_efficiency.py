@@ -10,11 +10,12 @@
 The grid is `configs/strategies.yaml`, or another file with ranges for `query_strategy` and `seed`.
 The runs need no cluster. A seed fixes the first images and the initial weights for all strategies.
 A further run per seed, "all labels", gives the upper line: it trains on the whole pool, with the
-same rounds, steps, schedule and checkpoint rule as the strategies.
+same rounds, steps, schedule and checkpoint rule as the strategies (--no-upper-line: none).
 
 `study/runs.csv` gets a row for each finished run. The command can be stopped at any time; when
 started again, it performs only the missing runs. `study/study.json` holds the settings, which must
-stay the same. With `--copies 5`, every image of the pool occurs five times with slight changes.
+stay the same. With `--copies 5`, every image of the pool occurs five times with slight changes;
+with `--originals 2400`, the pool is first cut to that many random images.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ import torch
 from active_learning import ActiveLearner, Observer, run
 from benchmarks.near_duplicates import with_near_duplicates
 from benchmarks.records import read_records, write_records
-from data import Splits
+from data import ImageStore, Splits
 from errors import UserError, exit_status
 from reporting.files import write_atomically
 from tools.compare.runs import ALL_LABELS
@@ -48,6 +49,7 @@ from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.oracle import Proposal, SimulatedOracle
+from training.seeds import make_generator
 
 RANDOM = "random"
 GRID = ("query_strategy", "seed")
@@ -61,12 +63,16 @@ COLUMNS = ("strategy", "seed", *CURVES, "query_seconds", "seconds")
 class Study:
     """The grid of runs.
 
-    values: the hyperparameters, except those of `GRID`. copies: how often the pool has each image.
+    values: the hyperparameters, except those of `GRID`. upper_line: whether each seed has a run
+    with all labels. originals: the pool is cut to this many
+    random images; 0: to none. copies: how often the pool has each of them.
     """
 
     values: dict[str, Any]
     strategies: tuple[str, ...]
     seeds: tuple[int, ...]
+    upper_line: bool
+    originals: int
     copies: int
 
     @property
@@ -76,16 +82,18 @@ class Study:
         The upper line comes last, because the comparison of strategies does not need it.
         """
         compared = [(name, seed) for seed, name in itertools.product(self.seeds, self.strategies)]
-        return compared + [(ALL_LABELS, seed) for seed in self.seeds]
+        return compared + [(ALL_LABELS, seed) for seed in self.seeds if self.upper_line]
 
 
-def read_study(config: Path, settings: list[str], copies: int = 1) -> Study:
-    """Read the grid in `config`, changed by `settings`.
+def read_study(arguments: argparse.Namespace) -> Study:
+    """Read the grid in --config, changed by --set.
 
     Raises:
         UserError: a hyperparameter outside the grid has a range, or a value is invalid.
     """
-    values = dict(override(load(config), settings)["hyperparameters"])
+    config = override(load(arguments.config), arguments.set)
+    values = dict(config["hyperparameters"])
+    originals, copies = arguments.originals, arguments.copies
     grid = []
     for name in GRID:
         value = values.pop(name, None)
@@ -99,21 +107,38 @@ def read_study(config: Path, settings: list[str], copies: int = 1) -> Study:
             f"hyperparameters.{ranges[0]}: a range; give it one value, because only query_strategy "
             "and seed may be ranges here"
         )
+    if originals < 0:
+        raise UserError(f"--originals {originals}: must be 0 or more; 0 keeps the whole pool")
     if copies < 1:
         raise UserError(f"--copies {copies}: must be 1 or more; 1 is the pool as it is")
     for strategy, seed in itertools.product(*grid):
         hp = Hyperparameters.from_mapping({**values, "query_strategy": strategy, "seed": seed})
     values = {name: value for name, value in hp.resolved().items() if name not in GRID}
-    return Study(values, tuple(grid[0]), tuple(grid[1]), copies)
+    names, seeds = (tuple(choices) for choices in grid)
+    return Study(values, names, seeds, not arguments.no_upper_line, originals, copies)
 
 
 @lru_cache(maxsize=1)
-def _splits(hp: Hyperparameters, copies: int) -> Splits:
+def _splits(hp: Hyperparameters, originals: int, copies: int) -> Splits:
     """The data, read once per process; no run changes it."""
     splits = load_data(hp)
-    if copies == 1:
-        return splits
-    return replace(splits, train=with_near_duplicates(splits.train, copies))
+    if originals:
+        splits = replace(splits, train=_part(splits.train, originals))
+    if copies > 1:
+        splits = replace(splits, train=with_near_duplicates(splits.train, copies))
+    return splits
+
+
+def _part(store: ImageStore, size: int) -> ImageStore:
+    """A random but fixed selection of `size` images of `store`.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if size > len(store):
+        raise UserError(f"--originals {size}: the pool has only {len(store)} images")
+    generator = make_generator(0, "part of the pool")
+    return store.subset(torch.randperm(len(store), generator=generator)[:size])
 
 
 class QuerySeconds(Observer):
@@ -147,13 +172,15 @@ def _sizes(values: dict[str, Any], pool_size: int) -> tuple[int, ...]:
     return hp.query_sizes(pool_size)
 
 
-def run_once(values: dict[str, Any], copies: int, strategy: str, seed: int) -> dict[str, Any]:
+def run_once(
+    values: dict[str, Any], originals: int, copies: int, strategy: str, seed: int
+) -> dict[str, Any]:
     """Run one strategy with one seed up to the budget; returns the row of runs.csv.
 
     A curve is a string with one number per round, separated by spaces.
     """
     reading = Hyperparameters.from_mapping({**values, "query_strategy": RANDOM, "seed": 0})
-    splits = _splits(reading, copies)
+    splits = _splits(reading, originals, copies)
     settings = {**values, "query_strategy": strategy}
     if strategy == ALL_LABELS:
         settings = with_all_labels(values, len(splits.train))
@@ -185,9 +212,10 @@ def finished_rows(
     study: Study, missing: list[tuple[str, int]], processes: int
 ) -> Iterator[dict[str, Any]]:
     """Perform the `missing` runs, `processes` at a time; yields each row when its run finishes."""
+    fixed = (study.values, study.originals, study.copies)
     if processes == 1:
         for entry in missing:
-            yield run_once(study.values, study.copies, *entry)
+            yield run_once(*fixed, *entry)
         return
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     with ProcessPoolExecutor(
@@ -196,7 +224,7 @@ def finished_rows(
         initializer=torch.set_num_threads,
         initargs=(threads,),
     ) as pool:
-        futures = [pool.submit(run_once, study.values, study.copies, *entry) for entry in missing]
+        futures = [pool.submit(run_once, *fixed, *entry) for entry in missing]
         for future in as_completed(futures):
             yield future.result()
 
@@ -208,6 +236,8 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
         UserError: the recorded runs used other settings.
     """
     settings = {name: value for name, value in study.values.items() if name not in LOCAL}
+    if study.originals:
+        settings["originals"] = study.originals
     if study.copies > 1:
         settings["copies"] = study.copies
     file, rows = folder / "study.json", folder / "runs.csv"
@@ -233,11 +263,12 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:
     """Perform the runs that the study does not have yet."""
-    study = read_study(arguments.config, arguments.set, arguments.copies)
+    study = read_study(arguments)
     rows = open_study(arguments.output, study)
     if arguments.data_dir:
         study.values["data_dir"] = arguments.data_dir
-    load_data(Hyperparameters.from_mapping({**study.values, "query_strategy": RANDOM, "seed": 0}))
+    reading = Hyperparameters.from_mapping({**study.values, "query_strategy": RANDOM, "seed": 0})
+    _splits(reading, study.originals, study.copies)
     finished = {(row["strategy"], int(row["seed"])) for row in rows}
     missing = [entry for entry in study.runs if entry not in finished]
     started = time.time()
@@ -271,6 +302,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data-dir", help="overrides hyperparameters.data_dir")
     parser.add_argument("--output", type=Path, required=True, metavar="STUDY")
     parser.add_argument("--processes", type=int, default=1, help="runs at a time")
+    parser.add_argument("--no-upper-line", action="store_true", help="no runs with all labels")
+    parser.add_argument(
+        "--originals", type=int, default=0, help="random images that the pool keeps; 0: all"
+    )
     parser.add_argument(
         "--copies", type=int, default=1, help="slightly different copies of each image"
     )
