@@ -409,17 +409,7 @@ class ActiveLearner:
             logits = self.train_network(images, masks).float()
         all_targets = self._targets[indices]
         targets = all_targets[part]
-        if hp.class_weighted_loss:
-            loss = weighted_cross_entropy(
-                logits,
-                targets,
-                self._class_weights,
-                all_targets,
-                self._ranks.size,
-                hp.label_smoothing,
-            )
-        else:
-            loss = F.cross_entropy(logits, targets, label_smoothing=hp.label_smoothing)
+        loss = self._loss(logits, targets, all_targets)
         for group in self.optimizer.param_groups:
             group["lr"] = self.learning_rate
         backward(self.scaler.scale(loss))
@@ -427,6 +417,14 @@ class ActiveLearner:
         self.scaler.update()
         self.meter.update(loss, logits, targets)
         self.step += 1
+
+    def _loss(self, logits: Tensor, targets: Tensor, all_targets: Tensor) -> Tensor:
+        """Mean loss of this rank's part of the batch; all_targets: those of all ranks."""
+        smoothing = self.hp.label_smoothing
+        if self.hp.class_weighted_loss:
+            weights, ranks = self._class_weights, self._ranks.size
+            return weighted_cross_entropy(logits, targets, weights, all_targets, ranks, smoothing)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
 
     @property
     def learning_rate(self) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from active_learning import ActiveLearner, label_round
+from benchmarks.learner_variants import CutMix, HerdingFirst, Mixup
 from benchmarks.records import read_records, write_records
 from data import ImageStore, Splits
 from errors import UserError, exit_status
@@ -36,7 +37,8 @@ from training.experiment_config import load
 from training.hyperparameters import Hyperparameters
 from training.inference import Inference
 from training.loading import load_data
-from training.oracle import SimulatedOracle
+from training.oracle import Oracle, SimulatedOracle
+from training.seeds import derive_seed
 
 CONFIG = Path("configs/bloodmnist.yaml")
 # Unless a recipe says otherwise: 100 random labels, then 50 a round.
@@ -56,13 +58,42 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batches_per_round": 400,
         "initial_pool": "network_embeddings",
     },
+    "rounds of 400 steps, MaxHerding first": {
+        "batches_per_round": 400,
+        "initial_pool": "network_embeddings",
+    },
+    "6 growing queries, 400 steps each": {
+        "batches_per_round": 400,
+        "rounds": 6,
+        "initial_labeled_size": 50,
+        "samples_to_label": 25,
+        "query_growth": 1.3,
+        "label_budget": 250,
+    },
+    "rounds of 400 steps, mixup": {"batches_per_round": 400},
+    "rounds of 400 steps, CutMix": {"batches_per_round": 400},
+    "rounds of 400 steps, strong augmentation": {
+        "batches_per_round": 400,
+        "crop_padding": 4,
+        "colour_jitter": 0.3,
+        "stain_jitter": 0.2,
+    },
+    "rounds of 400 steps, dropout of 0.5": {"batches_per_round": 400, "dropout": 0.5},
+    "rounds of 400 steps, three networks": {"batches_per_round": 400},
 }
+LEARNERS: dict[str, type[ActiveLearner]] = {
+    "rounds of 400 steps, MaxHerding first": HerdingFirst,
+    "rounds of 400 steps, mixup": Mixup,
+    "rounds of 400 steps, CutMix": CutMix,
+}
+NETWORKS = {"rounds of 400 steps, three networks": 3}  # whose probabilities are averaged
 NO_BACKBONE = "none"
 AVERAGED_SHARE = 0.3  # of the last round's steps
 KEY = ("recipe", "backbone", "seed", "weights", "inference")
 COLUMNS = (*KEY, "labels", "val_accuracy", "test_accuracy", "run_seconds", "images_per_second")
 Row = dict[str, str]
 BySeed = dict[str, Row]
+State = Mapping[str, Tensor]
 
 
 def run_once(recipe: str, backbone: Path | None, seed: int, splits: Splits) -> list[Row]:
@@ -70,9 +101,31 @@ def run_once(recipe: str, backbone: Path | None, seed: int, splits: Splits) -> l
     values = load(CONFIG)["hyperparameters"] | COMMON | RECIPES[recipe]
     values |= {"seed": seed, "pretrained_backbone": str(backbone or NO_BACKBONE)}
     hp = Hyperparameters.from_mapping(values)
-    learner = ActiveLearner(hp, splits.train, seed)
-    oracle = SimulatedOracle.of_trial(learner, splits.train)
     started = time.process_time()
+    learner = LEARNERS.get(recipe, ActiveLearner)(hp, splits.train, seed)
+    networks = [trained(learner, SimulatedOracle.of_trial(learner, splits.train))]
+    for member in range(1, NETWORKS.get(recipe, 1)):
+        networks.append(trained_on_same_labels(learner, member))
+    seconds = time.process_time() - started
+    rows = []
+    for weights, states in zip(("last", "averaged"), zip(*networks, strict=True), strict=True):
+        for inference in ("upright", "rotations"):
+            started = time.process_time()
+            found = [
+                accuracy(learner, states, inference == "rotations", store)
+                for store in (splits.val, splits.test)
+            ]
+            rate = (len(splits.val) + len(splits.test)) / (time.process_time() - started)
+            figures = [str(len(learner.pool.labelled)), *(f"{one:.5f}" for one in found)]
+            figures += [f"{seconds:.1f}", f"{rate:.0f}"]
+            cells = (recipe, _name(backbone), str(seed), weights, inference, *figures)
+            rows.append(dict(zip(COLUMNS, cells, strict=True)))
+    return rows
+
+
+def trained(learner: ActiveLearner, oracle: Oracle) -> tuple[State, State]:
+    """Finish the run; returns the last weights, and their mean over the end of the last round."""
+    hp = learner.hp
     while not learner.finished:
         label_round(learner, oracle)
         # Izmailov et al. 2018, arXiv 1803.05407; BatchNorm's statistics are averaged as well.
@@ -84,21 +137,25 @@ def run_once(recipe: str, backbone: Path | None, seed: int, splits: Splits) -> l
                 average.update_parameters(learner.network)
 
         learner.train(average_from_first)
-    seconds = time.process_time() - started
-    rows = []
-    for weights, network in (("last", learner.network), ("averaged", average.module)):
-        for inference in ("upright", "rotations"):
-            started = time.process_time()
-            found = [
-                accuracy(learner, network.state_dict(), inference == "rotations", store)
-                for store in (splits.val, splits.test)
-            ]
-            rate = (len(splits.val) + len(splits.test)) / (time.process_time() - started)
-            figures = [str(len(learner.pool.labelled)), *(f"{one:.5f}" for one in found)]
-            figures += [f"{seconds:.1f}", f"{rate:.0f}"]
-            cells = (recipe, _name(backbone), str(seed), weights, inference, *figures)
-            rows.append(dict(zip(COLUMNS, cells, strict=True)))
-    return rows
+    return learner.network.state_dict(), average.module.state_dict()
+
+
+def trained_on_same_labels(learner: ActiveLearner, member: int) -> tuple[State, State]:
+    """`trained`, for a fresh network that learns from the labels of `learner` in one round.
+
+    It takes as many steps as `learner` took in all its rounds.
+    """
+    labelled = learner.pool.labelled
+    values = learner.hp.resolved() | {
+        "rounds": 1,
+        "initial_labeled_size": len(labelled),
+        "label_budget": len(labelled),
+        "batches_per_round": learner.step,
+    }
+    hp = Hyperparameters.from_mapping(values)
+    other = ActiveLearner(hp, learner.train_store, derive_seed(learner.seed, "member", member))
+    other.pool.ask(labelled, 0, None)
+    return trained(other, SimulatedOracle.of_trial(other, learner.train_store))
 
 
 def _name(backbone: Path | None) -> str:
@@ -106,9 +163,9 @@ def _name(backbone: Path | None) -> str:
 
 
 def accuracy(
-    learner: ActiveLearner, state: Mapping[str, Tensor], average_rotations: bool, store: ImageStore
+    learner: ActiveLearner, states: Sequence[State], average_rotations: bool, store: ImageStore
 ) -> float:
-    """Accuracy on `store` of the learner's network with the weights `state`."""
+    """Accuracy on `store` of the mean probabilities of the learner's network with each weights."""
     network = SplitNetwork(
         learner.hp.architecture,
         store.num_classes,
@@ -116,16 +173,19 @@ def accuracy(
         torch.Generator(),
         average_rotations=average_rotations,
     )
-    network.load_state_dict(state)
-    inference = Inference(
-        network.to(memory_format=torch.channels_last).eval(),
-        learner.mean,
-        learner.std,
-        learner.compute_dtype,
-        learner.hp.scoring_batch_size,
-    )
-    predicted = inference.logits(inference.embed(store.images, "evaluating")).argmax(1)
-    return float((predicted == store.labels).float().mean())
+    probabilities = torch.zeros(len(store), store.num_classes)
+    for state in states:
+        network.load_state_dict(state)
+        inference = Inference(
+            network.to(memory_format=torch.channels_last).eval(),
+            learner.mean,
+            learner.std,
+            learner.compute_dtype,
+            learner.hp.scoring_batch_size,
+        )
+        embeddings = inference.embed(store.images, "evaluating")
+        probabilities += inference.logits(embeddings).softmax(1) / len(states)
+    return float((probabilities.argmax(1) == store.labels).float().mean())
 
 
 def summary(rows: list[Row]) -> str:

@@ -6,10 +6,13 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
 from active_learning import ActiveLearner, label_round
 from benchmarks import few_labels
+from benchmarks.learner_variants import CutMix, HerdingFirst, Mixing, Mixup
 from benchmarks.records import read_records
 from data import Splits
 from tests.conftest import small_values
@@ -81,5 +84,73 @@ def test_evaluation_is_that_of_the_learner(digits: Splits) -> None:
         label_round(learner, SimulatedOracle(digits.train.labels))
         learner.train()
         state = learner.network.state_dict()
-        found = few_labels.accuracy(learner, state, averaging, digits.test)
+        found = few_labels.accuracy(learner, [state], averaging, digits.test)
         assert found == learner.evaluate(digits.val, digits.test).test["accuracy"]
+
+
+def test_networks_that_learn_from_the_same_labels(digits: Splits) -> None:
+    hp = Hyperparameters.from_mapping(small_values(batches_per_round=8))
+    learner = ActiveLearner(hp, digits.train, 0)
+    first, averaged = few_labels.trained(learner, SimulatedOracle.of_trial(learner, digits.train))
+    other, _ = few_labels.trained_on_same_labels(learner, 1)
+    again, _ = few_labels.trained_on_same_labels(learner, 1)
+    name = "classifier.weight"
+    assert not torch.equal(first[name], averaged[name])
+    assert not torch.equal(first[name], other[name])
+    assert torch.equal(other[name], again[name])
+    # The mean of two networks is not that of one of them, and does not depend on their order.
+    one, two, both = (
+        few_labels.accuracy(learner, states, False, digits.test)
+        for states in ([first], [other], [first, other])
+    )
+    assert both == few_labels.accuracy(learner, [other, first], False, digits.test)
+    assert both != one or both != two
+
+
+class TestMixing:
+    """Known answers on images whose grey level names them."""
+
+    @staticmethod
+    def mixed(kind: type[Mixing], digits: Splits, seed: int) -> tuple[Tensor, Mixing]:
+        """Mixtures of black and white images, and the learner."""
+        learner = kind(Hyperparameters.from_mapping(small_values()), digits.train, 0)
+        black, white = torch.zeros(4, 1, 8, 8), torch.ones(4, 1, 8, 8)
+        return learner._mixed(black, white, torch.Generator().manual_seed(seed)), learner
+
+    def test_shares_of_images_and_losses_agree(self, digits: Splits) -> None:
+        shares = set()
+        for kind in (Mixup, CutMix):
+            for seed in range(20):
+                mixed, learner = self.mixed(kind, digits, seed)
+                assert float(mixed.mean()) == pytest.approx(1 - learner._share, abs=1e-6)
+                if kind is CutMix:
+                    assert set(mixed.unique().tolist()) <= {0.0, 1.0}
+                shares.add(learner._share)
+        assert len(shares) > 30
+        assert all(0 <= share <= 1 for share in shares)
+
+    def test_the_loss_is_mixed_in_the_same_ratio(self, digits: Splits) -> None:
+        _, learner = self.mixed(Mixup, digits, 0)
+        learner._share, learner._partners = 0.25, torch.tensor([1, 0])
+        logits, targets = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1])
+        own, other = (ActiveLearner._loss(learner, logits, t, t) for t in (targets, 1 - targets))
+        found = learner._loss(logits, targets, targets)
+        torch.testing.assert_close(found, 0.25 * own + 0.75 * other)
+
+    def test_a_run_trains(self, digits: Splits) -> None:
+        losses = set()
+        for kind in (ActiveLearner, Mixup, CutMix):
+            learner = kind(Hyperparameters.from_mapping(small_values()), digits.train, 0)
+            label_round(learner, SimulatedOracle.of_trial(learner, digits.train))
+            learner.train()
+            losses.add(float(learner.meter.take()[0]))
+        assert len(losses) == 3
+
+
+def test_first_images_by_max_herding(digits: Splits) -> None:
+    hp = Hyperparameters.from_mapping(small_values(initial_pool="pixels"))
+    chosen = [
+        set(kind(hp, digits.train, 0).propose().indices.tolist())
+        for kind in (ActiveLearner, HerdingFirst)
+    ]
+    assert chosen[0] != chosen[1]

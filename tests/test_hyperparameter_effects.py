@@ -60,6 +60,7 @@ CHANGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "initial_labeled_size": (11, {}),
     "initial_pool": ("pixels", {}),
     "samples_to_label": (7, {}),
+    "query_growth": (1.5, {}),
     "label_budget": (18, {}),
     "minutes_budget": (1.5, {}),
     "between_rounds": ("reset", {}),

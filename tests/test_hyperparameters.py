@@ -61,7 +61,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"initial_labeled_size": 0}, r"initial_labeled_size: 0 is out of range"),
     ({"initial_labeled_size": 121}, r"initial_labeled_size: 121 is more than label_budget: 120"),
     ({"samples_to_label": 0}, r"samples_to_label: 0 is out of range"),
-    ({"samples_to_label": 41}, r"candidate_pool_size: 40 candidates are fewer than samples_to"),
+    ({"samples_to_label": 41}, r"candidate_pool_size: 40 candidates are fewer than the 41 images"),
     ({"label_budget": -1}, r"label_budget: -1 is out of range"),
     ({"label_budget": 9}, r"initial_labeled_size: 10 is more than label_budget: 9"),
     ({"between_rounds": "resett"}, r"between_rounds: 'resett' is unknown \(did you mean reset\?\)"),
@@ -75,7 +75,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"query_strategy": "bald", "uncertainty": "softmax"}, r"softmax gives bald no second opinion"),
     (
         {"query_strategy": "batch_bald", "samples_to_label": 101, "candidate_pool_size": 0},
-        r"samples_to_label: 101 is more than batch_bald can choose at a time, 100; lower it",
+        r"samples_to_label: 101 in the largest query is more than batch_bald can choose at a time, "
+        "100; lower it",
     ),
     ({"label_noise": 1.1}, r"label_noise: 1.1 is out of range; give at least 0.0, at most 1.0"),
     ({"label_noise_kind": "confused"}, r"label_noise_kind: .* \(did you mean confusion\?\)"),
@@ -178,6 +179,18 @@ def test_budget_is_what_the_rounds_ask_for_unless_given() -> None:
     assert Hyperparameters.from_mapping({"rounds": 4}).query_sizes(10**6) == (200,) * 4
     given = Hyperparameters.from_mapping({"rounds": 4, "label_budget": 500})
     assert given.query_sizes(10**6) == (200, 200, 100)
+
+
+def test_queries_grow_by_a_factor() -> None:
+    """Known answer: 25, 37.5, 56.25 and 84.375, of which the budget leaves 81 to the last."""
+    values = {"rounds": 5, "initial_labeled_size": 50, "samples_to_label": 25, "query_growth": 1.5}
+    assert Hyperparameters.from_mapping(values).query_sizes(10**6) == (50, 25, 38, 56, 84)
+    given = Hyperparameters.from_mapping({**values, "label_budget": 250})
+    assert given.query_sizes(10**6) == (50, 25, 38, 56, 81)
+    endless = {"rounds": 10_000, "query_growth": 4.0, "label_budget": 1000}
+    assert Hyperparameters.from_mapping(endless).query_sizes(10**6) == (200, 200, 600)
+    with pytest.raises(UserError, match=r"60 candidates are fewer than the 84 images that samples"):
+        Hyperparameters.from_mapping({**values, "candidate_pool_size": 60})
 
 
 @pytest.mark.parametrize("name", ["initial_labeled_size", "label_budget"])

@@ -37,10 +37,11 @@ def _check_sizes(hp: Hyperparameters) -> None:
             f"hyperparameters.validation_fraction: {hp.validation_fraction} and "
             f"test_fraction: {hp.test_fraction} leave nothing to train on; lower them"
         )
-    if 0 < hp.candidate_pool_size < hp.samples_to_label:
+    if 0 < hp.candidate_pool_size < hp.largest_query:
         raise UserError(
             f"hyperparameters.candidate_pool_size: {hp.candidate_pool_size} candidates are "
-            f"fewer than samples_to_label: {hp.samples_to_label}; raise it, or set 0 for all"
+            f"fewer than the {hp.largest_query} images that samples_to_label and query_growth "
+            "ask for; raise it, or set 0 for all"
         )
     if hp.crop_padding >= hp.image_size:
         raise UserError(
@@ -90,10 +91,11 @@ def _check_strategy(hp: Hyperparameters) -> None:
             "opinion to compare; set mc_dropout, test_time_augmentation or another "
             "query_strategy"
         )
-    if strategy.largest_query is not None and hp.samples_to_label > strategy.largest_query:
+    if strategy.largest_query is not None and hp.largest_query > strategy.largest_query:
         raise UserError(
-            f"hyperparameters.samples_to_label: {hp.samples_to_label} is more than "
-            f"{hp.query_strategy} can choose at a time, {strategy.largest_query}; lower it"
+            f"hyperparameters.samples_to_label: {hp.largest_query} in the largest query is more "
+            f"than {hp.query_strategy} can choose at a time, {strategy.largest_query}; lower it, "
+            "or query_growth"
         )
 
 

@@ -18,6 +18,8 @@ from training.compatibility import check_together
 from training.fields import checked, choice, nearest, number, switch, text
 from training.label_noise import KINDS
 
+MOST_IMAGES = 1e9  # a query asks for no more, however it grows
+
 
 @dataclass(frozen=True, kw_only=True)
 class Hyperparameters:
@@ -303,6 +305,7 @@ class Hyperparameters:
         "Rounds of query, label, train and evaluate; a round is an epoch of Determined.",
         why="Enough for a learning curve, and few enough for an annotator to sit through.",
         low=1,
+        high=10_000,
         unit="rounds",
         fixed_in_search=True,
     )
@@ -327,6 +330,14 @@ class Hyperparameters:
         why="As many as in the first round, which spreads 2,000 labels over ten rounds.",
         low=1,
         unit="images",
+        fixed_in_search=True,
+    )
+    query_growth: float = number(
+        1.0,
+        "Each query asks for this many times the images of the query before it.",
+        why="Equal queries, so that curves of different runs have the same budgets.",
+        low=1.0,
+        high=4.0,
         fixed_in_search=True,
     )
     label_budget: int = number(
@@ -543,7 +554,21 @@ class Hyperparameters:
     @property
     def labels_of_all_rounds(self) -> int:
         """How many labels the rounds ask for where neither budget nor pool ends them."""
-        return self.initial_labeled_size + (self.rounds - 1) * self.samples_to_label
+        return sum(self._round_sizes)
+
+    @property
+    def largest_query(self) -> int:
+        """How many images the largest query asks for where neither budget nor pool ends the run."""
+        return max(self._round_sizes[1:], default=self.samples_to_label)
+
+    @property
+    def _round_sizes(self) -> list[int]:
+        """How many images each round asks for where neither budget nor pool ends the run."""
+        sizes, size = [self.initial_labeled_size], float(self.samples_to_label)
+        for _ in range(self.rounds - 1):
+            sizes.append(round(size))
+            size = min(size * self.query_growth, MOST_IMAGES)
+        return sizes
 
     def expert_labels(self, images: int) -> int:
         """How many of the labels of `images` images the expert gives again; in round 0 none."""
@@ -561,9 +586,12 @@ class Hyperparameters:
                     f"hyperparameters.{name}: {getattr(self, name)} is more than the {pool_size} "
                     f"training images of {self.dataset}; lower it"
                 )
-        sizes = [self.initial_labeled_size]
-        while len(sizes) < self.rounds and sum(sizes) < self.label_budget:
-            sizes.append(min(self.samples_to_label, self.label_budget - sum(sizes)))
+        sizes, left = [], self.label_budget
+        for size in self._round_sizes:
+            sizes.append(min(size, left))
+            left -= sizes[-1]
+            if not left:
+                break
         return tuple(sizes)
 
     def check_ranks(self, ranks: int) -> None:

@@ -123,7 +123,7 @@ def _check_labels(searcher: str, ranges: Mapping[str, SearchRange]) -> None:
                 f"hyperparameters.{name}: {ranges[name].values[0]} ends trials of searcher.name: "
                 f"{searcher} at different numbers of labels; set 0"
             )
-    sizes = ("rounds", "initial_labeled_size", "samples_to_label", "label_budget")
+    sizes = ("rounds", "initial_labeled_size", "samples_to_label", "query_growth", "label_budget")
     hp = Hyperparameters(**{name: ranges[name].values[0] for name in sizes})
     if hp.label_budget not in (0, hp.labels_of_all_rounds):
         raise UserError(
