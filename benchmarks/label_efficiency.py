@@ -264,11 +264,11 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
 def do_missing_runs(arguments: argparse.Namespace) -> None:
     """Perform the runs that the study does not have yet."""
     study = read_study(arguments)
-    rows = open_study(arguments.output, study)
     if arguments.data_dir:
         study.values["data_dir"] = arguments.data_dir
     reading = Hyperparameters.from_mapping({**study.values, "query_strategy": RANDOM, "seed": 0})
-    _splits(reading, study.originals, study.copies)
+    _splits(reading, study.originals, study.copies)  # refuses data that cannot be used
+    rows = open_study(arguments.output, study)
     finished = {(row["strategy"], int(row["seed"])) for row in rows}
     missing = [entry for entry in study.runs if entry not in finished]
     started = time.time()

@@ -113,6 +113,26 @@ class TestStudy:
         assert label_efficiency.main([*study[1], "--copies", "0"]) == 2
         assert "--copies 0" in capsys.readouterr().err
 
+    def test_a_part_of_the_pool_in_copies_without_the_upper_line(
+        self, study: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        command = [*study[1], "--no-upper-line", "--originals", "30", "--copies", "2", "--set"]
+        command[command.index("--output") + 1] = str(tmp_path / "part")
+        command += ["hyperparameters.candidate_pool_size=0", "hyperparameters.seed=0"]
+        command += ["hyperparameters.query_strategy=random", "hyperparameters.rounds=2"]
+        command += ["hyperparameters.samples_to_label=50", "hyperparameters.label_budget=60"]
+        assert label_efficiency.main(command) == 0
+        (row,) = read(tmp_path / "part")
+        assert (row["strategy"], row["labels"]) == ("random", "10 60")  # 60 images are all
+        settings = json.loads((tmp_path / "part" / "study.json").read_text(encoding="utf-8"))
+        assert settings["hyperparameters"]["originals"] == 30
+        for number, reason in (("1260", "the pool has only 1259 images"), ("-1", "0 or more")):
+            command[command.index("--originals") + 1] = number
+            command[command.index("--output") + 1] = str(tmp_path / number)
+            assert label_efficiency.main(command) == 2
+            assert f"--originals {number}: " in (text := capsys.readouterr().err)
+            assert reason in text
+
 
 def test_near_duplicates_differ_slightly_and_keep_their_label() -> None:
     generator = torch.Generator().manual_seed(0)
