@@ -19,7 +19,7 @@ run: $(VENV)/installed
 		$(if $(CONFIG),--config "$(CONFIG)") $(if $(OUTPUT_DIR),--output-dir "$(OUTPUT_DIR)")
 
 test: $(VENV)/installed
-	@$(PYTHON) -m pytest -n 2 --dist loadfile
+	@$(PYTHON) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(VENV)/installed
 	@$(PYTHON) -m benchmarks.speed

@@ -63,6 +63,11 @@ def small_values(**changes: Any) -> dict[str, Any]:
     return {**small.resolved(), **changes}
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest file first, so that processes which share the files end at the same time."""
+    items.sort(key=lambda item: item.path.name != "test_resume.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> None:
     """One thread for each test process and its children.

@@ -27,7 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 SCRIPT = ROOT / "model_def.py"
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["cluster.entry", "local.run", "matplotlib.figure"])
+_context.set_forkserver_preload(
+    ["cluster.entry", "local.run", "matplotlib.figure", "torch.utils.tensorboard"]
+)
 
 
 def warm_up() -> None:
