@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 import time
@@ -30,6 +31,7 @@ class Observed:
         self._metrics = metrics
         self._paths = paths
         self._log = log or sys.stderr
+        self._lines: list[str] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,8 +58,7 @@ class Observed:
         finally:
             seconds = time.perf_counter() - start
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.requests.labels(path, str(status)).inc()
-            self._metrics.seconds.labels(path).observe(seconds)
+            self._metrics.count_request(path, status, seconds)
             line = {
                 "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
                 "client": (scope.get("client") or [""])[0],
@@ -69,4 +70,11 @@ class Observed:
                 "sent_bytes": sent_bytes,
                 "images": scope.get(IMAGES, 0),
             }
-            print(json.dumps(line), file=self._log, flush=True)
+            if not self._lines:  # all lines of one turn of the event loop are written at once
+                asyncio.get_running_loop().call_soon(self._write)
+            self._lines.append(json.dumps(line) + "\n")
+
+    def _write(self) -> None:
+        self._log.write("".join(self._lines))
+        self._log.flush()
+        self._lines.clear()

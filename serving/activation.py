@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from serving.decoding.frames import packed, read_message
+from serving.decoding.frames import packed, read_unit
 from serving.decoding.limits import RefusedFileError
 from serving.decoding.pool import ChildPool
 from serving.engine import Engine, OnnxEngine
@@ -121,12 +121,12 @@ def main() -> None:
     inference = load_inference(folder / WEIGHTS, model, torch.device("cpu"))
     shape = (1, model.channels, model.image_size, model.image_size)
     answers = sys.stdout.buffer
-    while (message := read_message(sys.stdin.buffer)) is not None:
-        request, pixels = message
+    while (unit := read_unit(sys.stdin.buffer)) is not None:
+        ((request, pixels),) = unit  # they are asked for one at a time
         images = torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(shape).copy())
         normalised = normalise(images, inference.mean, inference.std)
         maps = grad_cam(inference.network, normalised, torch.tensor([request["class"]]))
-        answers.write(packed({}, heat_map(maps[0].numpy())))
+        answers.write(packed([({}, heat_map(maps[0].numpy()))]))
         answers.flush()
 
 

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.access_log import IMAGES, Observed
 from serving.decoding.limits import RefusedFileError
@@ -44,9 +44,10 @@ class Routes:
 
     def routes(self) -> list[Route]:
         """All of them."""
+        predict = Predict(self._service)
         corrections = Route("/corrections", self.corrections, methods=["POST"])
         return [
-            Route("/predict", self.predict, methods=["POST"]),  # looked for first
+            Route("/predict", predict, methods=["POST"]),  # looked for first
             *([corrections] if self._correct else []),
             Route("/", self.page),
             Route("/docs", self.docs),
@@ -55,7 +56,7 @@ class Routes:
             Route("/ping", self.health),
             Route("/model", self.model),
             Route("/metrics", self.metrics),
-            Route("/invocations", self.predict, methods=["POST"]),
+            Route("/invocations", predict, methods=["POST"]),
             Route("/activation", self.activation, methods=["POST"]),
         ]
 
@@ -98,24 +99,10 @@ class Routes:
         """Counters for Prometheus."""
         return Response(self._service.metrics.text(), media_type=CONTENT_TYPE)
 
-    async def predict(self, request: Request) -> Response:
-        """Predictions for the images in the body."""
-        preview = _boolean(request, "preview")
-        service = self._service
-        async with service.admission.request(request):
-            service.metrics.in_progress.set(service.admission.requests)
-            try:
-                uploads = await read_uploads(request, service.settings.limits)
-                answer = await _refusals_as_http(service.predict(uploads, preview))
-            finally:
-                service.metrics.in_progress.set(service.admission.requests - 1)
-        request.scope[IMAGES] = len(answer["predictions"])
-        return Response(json.dumps(answer), media_type="application/json")
-
     async def activation(self, request: Request) -> Response:
         """The activation map of the one image in the body, for ?class=NAME."""
         class_name = request.query_params.get("class", "")
-        async with self._service.admission.request(request):
+        with self._service.admission.request(request):
             uploads = await read_uploads(request, self._service.settings.limits)
             images = await _refusals_as_http(self._service.read(uploads[0]))
             if len(uploads) != 1 or len(images) != 1:
@@ -126,7 +113,7 @@ class Routes:
     async def corrections(self, request: Request) -> Response:
         """Take the class that a person gives the one image in the form."""
         assert self._correct is not None
-        async with self._service.admission.request(request):
+        with self._service.admission.request(request):
             uploads = await read_uploads(request, self._service.settings.limits)
             fields = await request.form()
             name, class_name, annotator = (
@@ -144,7 +131,30 @@ class Routes:
         return JSONResponse({"number": number, "class": class_name})
 
 
+class Predict:
+    """Answers prediction requests.
+
+    An ASGI application of its own, because Starlette puts more layers around a function.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        preview = _boolean(request, "preview")
+        service = self._service
+        with service.admission.request(request):
+            uploads = await read_uploads(request, service.settings.limits)
+            answer = await _refusals_as_http(service.predict(uploads, preview))
+        scope[IMAGES] = len(answer["predictions"])
+        response = Response(json.dumps(answer), media_type="application/json")
+        await response(scope, receive, send)
+
+
 def _boolean(request: Request, name: str) -> bool:
+    if not request.scope["query_string"]:  # as in most requests; parsing it takes its time
+        return False
     text = request.query_params.get(name, "false")
     if text not in BOOLEANS:
         raise HTTPException(400, f"{name}: {text[:20]!r} is neither true nor false")

@@ -25,7 +25,6 @@ class Batcher(Generic[Result]):
         function: images uint8 [B, C, S, S] to a list of B results; called in a thread.
         workers: how many threads call it.
         max_batch: images in one call; 1 turns batching off.
-        observe: receives the size of every batch, in one of the threads.
     """
 
     def __init__(
@@ -33,11 +32,10 @@ class Batcher(Generic[Result]):
         function: Callable[[NDArray[np.uint8]], list[Result]],
         workers: int,
         max_batch: int,
-        observe: Callable[[int], None],
     ) -> None:
         self._function = function
         self._max_batch = max_batch
-        self._observe = observe
+        self._arrived: list[tuple[NDArray[np.uint8], asyncio.Future[Result]]] = []
         self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Result]]] = deque()
         self._changed = threading.Condition()  # of `_waiting` and `_is_over`
         self._is_over = False
@@ -62,15 +60,22 @@ class Batcher(Generic[Result]):
     async def run(self, images: list[NDArray[np.uint8]]) -> list[Result]:
         """The function's results for the images, uint8 [C, S, S] each."""
         futures = [self._loop.create_future() for _ in images]
-        with self._changed:
-            self._waiting.extend(zip(images, futures, strict=True))
-            self._changed.notify(len(images))
+        if not self._arrived:  # what comes in the same turn of the event loop is one batch
+            self._loop.call_soon(self._hand_over)
+        self._arrived.extend(zip(images, futures, strict=True))
         try:
             return [await future for future in futures]
         except BaseException:
             for future in futures:
                 future.cancel()
             raise
+
+    def _hand_over(self) -> None:
+        """Give the images that have arrived to the threads."""
+        with self._changed:
+            self._waiting.extend(self._arrived)
+            self._changed.notify(len(self._arrived))
+        self._arrived.clear()
 
     def _work(self) -> None:
         """What each thread does: batch after batch, until the end."""
@@ -84,7 +89,6 @@ class Batcher(Generic[Result]):
             batch = [(image, future) for image, future in taken if not future.cancelled()]
             if not batch:
                 continue
-            self._observe(len(batch))
             outcome: list[Result] | Exception
             try:
                 outcome = self._function(np.stack([image for image, _ in batch]))

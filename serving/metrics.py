@@ -6,6 +6,7 @@ uncertainty, over time.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter as Counts
 from collections.abc import Sequence
 
@@ -24,21 +25,24 @@ class Metrics:
 
     def __init__(self, version: str) -> None:
         self._registry = registry = CollectorRegistry()
-        self.requests = Counter(
+        requests = Counter(
             "http_requests", "Requests by path and status.", ("path", "status"), registry=registry
         )
-        self.seconds = Histogram(
+        seconds = Histogram(
             "http_request_seconds",
             "Seconds from a request to the end of its answer.",
             ("path",),
             buckets=SECONDS,
             registry=registry,
         )
+        # Looking a labelled counter up takes longer than counting.
+        self._requests_of = functools.cache(lambda path, status: requests.labels(path, str(status)))
+        self._seconds_of = functools.cache(seconds.labels)
         self.in_progress = Gauge(
             "requests_in_progress", "Prediction requests accepted and not answered.",
             registry=registry,
         )  # fmt: skip
-        self.batch_sizes = Histogram(
+        self._batch_sizes = Histogram(
             "batch_images", "Images in one run of the network.", buckets=BATCH_SIZES,
             registry=registry,
         )  # fmt: skip
@@ -56,8 +60,14 @@ class Metrics:
             version
         ).set(1)
 
+    def count_request(self, path: str, status: int, seconds: float) -> None:
+        """Count a request that is answered, `seconds` after it came."""
+        self._requests_of(path, status).inc()
+        self._seconds_of(path).observe(seconds)
+
     def count_predictions(self, predictions: Sequence[Prediction]) -> None:
-        """Count what was predicted."""
+        """Count what one run of the network predicted; any thread may call it."""
+        self._batch_sizes.observe(len(predictions))
         for name, number in Counts(one.class_name for one in predictions).items():
             self._predicted.labels(name).inc(number)
         for one in predictions:

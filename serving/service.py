@@ -60,11 +60,10 @@ class Service:
         self.metrics = Metrics(self.model.version)
         limits = settings.limits
         self.admission = Admission(settings.max_requests, 4 * limits.max_bytes, limits.max_bytes)
+        self.metrics.in_progress.set_function(lambda: self.admission.requests)
         self._interpreter = Interpreter(self.model, read_references(folder, self.model))
         self._engine: Engine = load_engine(settings.engine, folder, self.model)
-        self._batcher = Batcher(
-            self._run, settings.workers, settings.max_batch, self.metrics.batch_sizes.observe
-        )
+        self._batcher = Batcher(self._run, settings.workers, settings.max_batch)
         self._decoder = Decoder(
             self.model.image_size, self.model.channels, limits, settings.decoders
         )
@@ -81,7 +80,9 @@ class Service:
         await self._stack.aclose()
 
     def _run(self, images: NDArray[np.uint8]) -> list[Prediction]:
-        return self._interpreter.interpret(*self._engine.run(images))
+        predictions = self._interpreter.interpret(*self._engine.run(images))
+        self.metrics.count_predictions(predictions)
+        return predictions
 
     async def predict(self, uploads: list[Upload], preview: bool) -> dict[str, Any]:
         """The answer to a prediction request, ready for JSON.
@@ -93,7 +94,6 @@ class Service:
         """
         images: list[tuple[int, ReadImage]] = []
         refused: list[dict[str, Any]] = []
-        first: RefusedFileError | None = None
         pixels = PREVIEW_PIXELS if preview else 0
         for index, upload in enumerate(uploads):
             try:
@@ -102,14 +102,13 @@ class Service:
                     text = f"the request has more than {self.settings.limits.max_images} images"
                     raise RefusedFileError(413, text)
             except RefusedFileError as error:
-                first = first or error
                 self.metrics.count_refusal(error.status)
                 described = {"file": upload.name, "status": error.status, "error": error.text}
                 refused.append({"index": index, **described})
-        if first is not None and len(refused) == len(uploads):
-            raise first
+        if refused and len(refused) == len(uploads):
+            # A new error: one that a variable here kept would keep the request's bytes, by a cycle.
+            raise RefusedFileError(refused[0]["status"], refused[0]["error"])
         predictions = await self._batcher.run([one.pixels for _, one in images])
-        self.metrics.count_predictions(predictions)
         answers = [
             {"index": index, "file": uploads[index].name, **_described(image, prediction)}
             for (index, image), prediction in zip(images, predictions, strict=True)

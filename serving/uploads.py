@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from starlette.datastructures import UploadFile
@@ -77,8 +77,8 @@ class Admission:
         self.requests = 0
         self.bytes = 0
 
-    @contextlib.asynccontextmanager
-    async def request(self, request: Request) -> AsyncIterator[None]:
+    @contextlib.contextmanager
+    def request(self, request: Request) -> Iterator[None]:
         """Hold a place for the body; its bytes are read only then.
 
         Raises:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import contextlib
 import dataclasses
+import gc
 import importlib.util
 import io
 import json
@@ -27,6 +28,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from benchmarks.service_clients import png, running_service
 from data import normalise
@@ -346,11 +348,12 @@ class TestBatching:
         sizes: list[int] = []
 
         def double(batch: NDArray[np.uint8]) -> list[float]:
+            sizes.append(len(batch))
             time.sleep(0.005)
             return [2.0 * float(image.sum()) for image in batch]
 
         async def send() -> list[float]:
-            async with Batcher(double, workers, max_batch, sizes.append) as batcher:
+            async with Batcher(double, workers, max_batch) as batcher:
                 ones = [np.full((1, 1, 1), n, np.uint8) for n in range(20)]
                 results = await asyncio.gather(*(batcher.run([one]) for one in ones))
                 return [result for (result,) in results]
@@ -375,7 +378,7 @@ class TestBatching:
             return [int(image.sum()) for image in batch]
 
         async def send() -> list[Any]:
-            async with Batcher(fail_on_zero, 1, 1, lambda _: None) as batcher:
+            async with Batcher(fail_on_zero, 1, 1) as batcher:
                 ones = [np.full((1, 1, 1), n, np.uint8) for n in (0, 1)]
                 tasks = (batcher.run([one]) for one in ones)
                 return list(await asyncio.gather(*tasks, return_exceptions=True))
@@ -383,6 +386,51 @@ class TestBatching:
         first, second = asyncio.run(send())
         assert isinstance(first, RuntimeError)
         assert second == [1]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status"),
+    [
+        (png(np.zeros((1, 8, 8), np.uint8)), PNG, 200),
+        (b"no image", PNG, 415),
+        (b"no form", {"Content-Type": "multipart/form-data; boundary=x"}, 400),
+        (bytes(2000), NPY, 413),
+    ],
+)
+def test_a_request_leaves_no_cycles_behind(
+    exported: Path, body: bytes, headers: dict[str, str], status: int
+) -> None:
+    """Else its bytes would stay until Python's collector runs, which it seldom does here."""
+    settings = ServiceSettings(limits=Limits(max_bytes=1000))
+    service = Service(exported, settings)
+    app = service_app(service, Access.for_address("127.0.0.1", 80), io.StringIO())
+    statuses: list[int] = []
+    pairs = {"Host": "127.0.0.1", **headers}
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/predict", "query_string": b""},
+        "headers": [(name.lower().encode(), value.encode()) for name, value in pairs.items()],
+    }
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": body}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status", 0))
+
+    async def work() -> int:
+        async with service:
+            await app(dict(scope), receive, send)  # fills caches
+            gc.collect()
+            gc.disable()
+            try:
+                for _ in range(3):
+                    await app(dict(scope), receive, send)
+                return gc.collect()
+            finally:
+                gc.enable()
+
+    assert asyncio.run(work()) == 0
+    assert status in statuses
 
 
 def test_overload_is_answered_by_503(

@@ -27,6 +27,7 @@ from PIL import Image
 from serving.decoding.decoder import Decoder, ReadImage
 from serving.decoding.formats import declared_format
 from serving.decoding.limits import Limits, RefusedFileError
+from serving.decoding.pool import ChildPool
 
 SIZE = 8
 SECONDS = 1.0
@@ -318,7 +319,27 @@ class TestChildren:
 
         asyncio.run(work())
 
-    def test_files_behind_one_that_kills_its_decoder_are_read(self) -> None:
+    def test_only_the_message_that_kills_its_child_is_refused(self) -> None:
+        child = (
+            "import os, sys\n"
+            "from serving.decoding.frames import packed, read_unit\n"
+            "while (unit := read_unit(sys.stdin.buffer)) is not None:\n"
+            "    if any(data == b'deadly' for _, data in unit): os._exit(1)\n"
+            "    sys.stdout.buffer.write(packed([({}, data[::-1]) for _, data in unit]))\n"
+            "    sys.stdout.buffer.flush()\n"
+        )
+        sent = [b"deadly" if n == 5 else f"message {n}".encode() for n in range(40)]
+
+        async def work() -> list[Any]:
+            async with ChildPool(("-c", child), 1, 20) as pool:
+                asked = (pool.ask({}, data) for data in sent)
+                return list(await asyncio.gather(*asked, return_exceptions=True))
+
+        answers = asyncio.run(work())
+        assert isinstance(answers.pop(5), RefusedFileError)
+        assert answers == [({}, data[::-1]) for data in sent if data != b"deadly"]
+
+    def test_all_are_read_when_a_decoder_of_many_dies(self) -> None:
         async def work() -> None:
             async with Decoder(SIZE, 1, LIMITS) as decoder:
                 await decoder.decode(PNG, None, 0)
@@ -329,9 +350,8 @@ class TestChildren:
                 tasks[1].cancel()
                 os.kill(child.pid, signal.SIGKILL)
                 found = await asyncio.gather(*tasks, return_exceptions=True)
-                assert isinstance(found[0], RefusedFileError)
-                assert isinstance(found[1], asyncio.CancelledError)
-                assert [len(images) for images in found[2:] if isinstance(images, list)] == [1] * 38
+                assert isinstance(found.pop(1), asyncio.CancelledError)
+                assert [len(images) for images in found if isinstance(images, list)] == [1] * 39
 
         asyncio.run(work())
 

@@ -7,6 +7,7 @@ The checks of Host and Origin keep other web sites, open in the same browser, aw
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import ipaddress
 import secrets
@@ -16,7 +17,6 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -110,6 +110,15 @@ class Access:
         return True
 
 
+def _first_values(scope: Scope) -> dict[str, str]:
+    """The request's headers by lower-case name; of one that is repeated, the first value."""
+    return {
+        name.decode("latin-1"): value.decode("latin-1")
+        for name, value in reversed(scope["headers"])
+    }
+
+
+@functools.lru_cache(maxsize=64)
 def host_name(header: str) -> str | None:
     """The name in a `Host` header or an origin's authority, in lower case; None if malformed."""
     try:
@@ -129,7 +138,7 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
+        headers = _first_values(scope)
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator
+from types import TracebackType
 
 
-@contextlib.asynccontextmanager
-async def timeout(seconds: float) -> AsyncIterator[None]:
-    """Cancel the body after `seconds` and raise asyncio.TimeoutError."""
-    task = asyncio.current_task()
-    assert task is not None
-    expired = False
+class timeout:  # noqa: N801 (named as asyncio's own)
+    """Cancel the body of `async with timeout(seconds)` and raise asyncio.TimeoutError."""
 
-    def expire() -> None:
-        nonlocal expired
-        expired = True
-        task.cancel()
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._has_expired = False
 
-    timer = asyncio.get_running_loop().call_later(seconds, expire)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if expired:
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._timer.cancel()
+        if self._has_expired and isinstance(error, asyncio.CancelledError):
             raise asyncio.TimeoutError from None
-        raise
-    finally:
-        timer.cancel()
+
+    def _expire(self) -> None:
+        self._has_expired = True
+        self._task.cancel()

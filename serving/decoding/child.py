@@ -1,7 +1,8 @@
 """The child process that decodes files: `python -m serving.decoding.child`, started by `pool.py`.
 
-It reads messages from its standard input and answers on its standard output. The system limits
-its memory and keeps it from writing files. The service kills it when a file takes too long.
+It reads units of messages from its standard input and answers each unit on its standard output.
+The system limits its memory and keeps it from writing files. The service kills it when a unit takes
+too long.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 from PIL import Image
 
-from serving.decoding.frames import packed, read_message
+from serving.decoding.frames import Message, packed, read_unit
 from serving.decoding.images import DecodedImage, decode_file
 from serving.decoding.limits import Limits, RefusedFileError
 
@@ -36,7 +37,7 @@ class Settings:
         return cls(values["size"], values["channels"], Limits(**values["limits"]))
 
 
-def answer(settings: Settings, request: dict[str, Any], data: bytes) -> bytes:
+def answer(settings: Settings, request: dict[str, Any], data: bytes) -> Message:
     """The message that answers a request: the images of `data`, or why it is refused."""
     limits = settings.limits
     try:
@@ -49,22 +50,22 @@ def answer(settings: Settings, request: dict[str, Any], data: bytes) -> bytes:
             request["preview"],
         )
     except RefusedFileError as error:
-        return packed({"status": error.status, "error": error.text})
+        return {"status": error.status, "error": error.text}, b""
     except MemoryError:
         text = (
             f"decoding takes more than {limits.memory_bytes / 2**30:.1f} GiB; send smaller images"
         )
-        return packed({"status": 413, "error": text})
-    return _packed_images(images)
+        return {"status": 413, "error": text}, b""
+    return _described(images)
 
 
-def _packed_images(images: list[DecodedImage]) -> bytes:
+def _described(images: list[DecodedImage]) -> Message:
     described = [
         {"name": one.name, "width": one.width, "height": one.height, "preview": len(one.preview)}
         for one in images
     ]
     pixels = b"".join(one.pixels.tobytes() for one in images)
-    return packed({"images": described}, pixels + b"".join(one.preview for one in images))
+    return {"images": described}, pixels + b"".join(one.preview for one in images)
 
 
 def main() -> None:
@@ -80,8 +81,8 @@ def main() -> None:
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     # Libraries that print must not disturb the messages.
     sys.stdout = sys.stderr
-    while (message := read_message(requests)) is not None:
-        answers.write(answer(settings, *message))
+    while (unit := read_unit(requests)) is not None:
+        answers.write(packed([answer(settings, *message) for message in unit]))
         answers.flush()
 
 

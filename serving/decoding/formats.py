@@ -56,6 +56,7 @@ BY_MEDIA_TYPE = {
 # Media types that say nothing about the format.
 ANY_TYPES = {"application/x-image", "application/octet-stream", ""}
 PICTURES = {"PNG", "JPEG", "TIFF"}
+ZIP_END = b"PK\x05\x06"
 FOREIGN = (b"%pdf-", b"<script", b"<?php")  # in lower case
 # Entropy-coded JPEG data: a marker is 0xFF and a byte that is no stuffing, restart or fill.
 JPEG_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -113,7 +114,8 @@ def _refuse_two_in_one(data: bytes, found: str) -> None:
     second = None
     if found in PICTURES:
         lower = data.lower()
-        if zipfile.is_zipfile(BytesIO(data)):
+        # Every ZIP archive holds the mark; looking for it is cheaper than looking for an archive.
+        if ZIP_END in data and zipfile.is_zipfile(BytesIO(data)):
             second = "ZIP"
         elif any(mark in lower for mark in FOREIGN):
             second = "PDF or script"

@@ -10,9 +10,9 @@ from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.decoding.frames import packed
+from serving.decoding.frames import Message
 from serving.decoding.limits import RefusedFileError
-from serving.decoding.process import Answer, ChildProcess, Job
+from serving.decoding.process import BYTES, MESSAGES, ChildProcess, Job
 
 ROOT = Path(__file__).resolve().parents[2]  # what `serving` is imported from
 
@@ -20,15 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]  # what `serving` is imported from
 class ChildPool:
     """A fixed number of child processes that answer messages.
 
-    A child may have several small messages at a time, so it need not wait for the next one after
-    each answer. A child that dies or takes too long is replaced. The message that it was at is
-    refused; those behind it are given out again. Use the pool as an asynchronous context manager:
+    A child that is free takes the messages that wait as one unit. A child that dies or takes too
+    long is replaced. Its message is refused; of a unit of several, each is sent again alone, so
+    that only the one that is to blame is refused. Use the pool as an asynchronous context manager:
     leaving it ends the children.
 
     Args:
         arguments: of Python, such as `-m serving.decoding.child`.
         count: of children.
-        seconds: that an answer may take.
+        seconds: that a unit may take.
     """
 
     def __init__(self, arguments: Sequence[str], count: int, seconds: float) -> None:
@@ -38,6 +38,7 @@ class ChildPool:
         self._waiting: deque[Job] = deque()
         self._children: list[ChildProcess] = []
         self._starting = 0
+        self._is_handing_out = False
         self._tasks: set[asyncio.Task[None]] = set()  # that start and end children
 
     async def __aenter__(self) -> ChildPool:
@@ -53,31 +54,49 @@ class ChildPool:
         for child in children:
             await child.kill()
 
-    async def ask(self, values: dict[str, Any], data: bytes) -> Answer:
+    async def ask(self, values: dict[str, Any], data: bytes) -> Message:
         """The answer to a message.
 
         Raises:
             RefusedFileError: 400, the child died over it; 413, it took too long.
         """
-        job = Job(packed(values, data), asyncio.get_running_loop().create_future())
+        loop = asyncio.get_running_loop()
+        job = Job((values, data), loop.create_future())
         self._waiting.append(job)
-        self._hand_out()
+        if not self._is_handing_out:  # what comes in the same turn of the event loop is one unit
+            self._is_handing_out = True
+            loop.call_soon(self._hand_out)
         return await job.answer
 
     def _hand_out(self) -> None:
-        """Give the jobs that wait to the children, as far as they take them."""
+        """Give the jobs that wait to the children that are free."""
+        self._is_handing_out = False
         while self._waiting:
             while len(self._children) + self._starting < self._count:
                 self._starting += 1
                 self._run(self._replace())
-            if not self._children:
+            child = next((one for one in self._children if not one.jobs), None)
+            if child is None:
                 return
-            child = min(self._children, key=lambda one: len(one.jobs))
-            if not child.takes(self._waiting[0]):
-                return
-            job = self._waiting.popleft()
-            if not job.answer.done():  # whoever asked may have gone
-                child.send(job)
+            if unit := self._next_unit():
+                child.send(unit)
+
+    def _next_unit(self) -> list[Job]:
+        """Take the jobs that are sent together next; none, if nobody waits for an answer."""
+        unit: list[Job] = []
+        size = 0
+        while self._waiting and len(unit) < MESSAGES:
+            job = self._waiting[0]
+            if job.answer.done():  # whoever asked has gone
+                self._waiting.popleft()
+                continue
+            size += len(job.message[1])
+            if unit and (size > BYTES or job.is_suspect):
+                break
+            unit.append(self._waiting.popleft())
+            if job.is_suspect:
+                break
+        return unit
 
     async def _start(self) -> ChildProcess:
         def protocol() -> ChildProcess:
@@ -106,10 +125,13 @@ class ChildPool:
         self._run(child.kill())
         if child in self._children:
             self._children.remove(child)
-        if child.jobs:
-            child.jobs.popleft().refuse(error)
-        self._waiting.extendleft(reversed(child.jobs))
-        child.jobs.clear()
+        jobs, child.jobs = child.jobs, []
+        if len(jobs) == 1:
+            jobs[0].refuse(error)
+        else:
+            for job in jobs:
+                job.is_suspect = True
+            self._waiting.extendleft(reversed(jobs))
         self._hand_out()
 
     def _run(self, work: Coroutine[Any, Any, None]) -> None:

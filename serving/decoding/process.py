@@ -1,30 +1,31 @@
-"""One child process, seen from the service: it is sent messages and answers them in their order."""
+"""One child process, seen from the service: it is sent units of messages and answers each unit."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from serving.decoding.frames import Frames
+from serving.decoding.frames import Frames, Message, packed
 from serving.decoding.limits import RefusedFileError
 
-# What a child may have before it has answered: so many messages, and so many bytes, which fit into
-# a pipe. A larger message is sent alone.
+# The most that a unit holds. A larger message is a unit of its own.
 MESSAGES, BYTES = 16, 2**16
 
-Answer = tuple[dict[str, Any], bytes]
 
-
-@dataclass(frozen=True)
+@dataclass
 class Job:
-    """A message to a child, and the future that gets its answer."""
+    """A message to a child, and the future that gets its answer.
 
-    message: bytes
-    answer: asyncio.Future[Answer]
+    Attributes:
+        is_suspect: a unit that it was in has cost a child; it is sent alone from then on.
+    """
+
+    message: Message
+    answer: asyncio.Future[Message]
+    is_suspect: bool = False
 
     def refuse(self, error: RefusedFileError) -> None:
         """Raise `error` where the answer is waited for."""
@@ -33,13 +34,15 @@ class Job:
 
 
 class ChildProcess(asyncio.SubprocessProtocol):
-    """A running child and the jobs that it has.
+    """A running child and the unit of jobs that it is at.
+
+    A unit is one write to the child and one write back, so that many small messages do not cost a
+    change of process each. The child takes the next unit when it has answered the last one.
 
     Args:
-        seconds: that each answer may take.
-        answered: called after each answer.
-        lost: called once, when the child has died or takes too long, with the refusal of the first
-            of its jobs, which is the one that it was at.
+        seconds: that a unit may take.
+        answered: called when a unit is answered.
+        lost: called once, when the child has died or takes too long, with the reason.
     """
 
     def __init__(
@@ -48,33 +51,21 @@ class ChildProcess(asyncio.SubprocessProtocol):
         answered: Callable[[], None],
         lost: Callable[[ChildProcess, RefusedFileError], None],
     ) -> None:
-        self.jobs: deque[Job] = deque()
+        self.jobs: list[Job] = []
         self._seconds = seconds
         self._answered = answered
         self._lost = lost
         self.is_lost = False
-        self._bytes = 0
-        self._unsent: list[bytes] = []
         self._frames = Frames()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._exited = self._loop.create_future()
 
-    def takes(self, job: Job) -> bool:
-        """Whether the job can be sent now."""
-        if not self.jobs:
-            return True
-        return len(self.jobs) < MESSAGES and self._bytes + len(job.message) <= BYTES
-
-    def send(self, job: Job) -> None:
-        """Give the child one more job."""
-        self.jobs.append(job)
-        self._bytes += len(job.message)
-        if not self._unsent:  # what comes in the same turn of the event loop is written at once
-            self._loop.call_soon(self._write)
-        self._unsent.append(job.message)
-        if self._timer is None:
-            self._timer = self._loop.call_later(self._seconds, self._too_late)
+    def send(self, unit: list[Job]) -> None:
+        """Give the child, which has no jobs, a unit of them."""
+        self.jobs = unit
+        self._input.write(packed([job.message for job in unit]))
+        self._timer = self._loop.call_later(self._seconds, self._too_late)
 
     async def kill(self) -> None:
         """End the child and wait until it is gone."""
@@ -92,15 +83,15 @@ class ChildProcess(asyncio.SubprocessProtocol):
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         """A part of its answers is there."""
-        for answer in self._frames.received(data):
-            job = self.jobs.popleft()
-            self._bytes -= len(job.message)
+        for answers in self._frames.received(data):
+            # A child that answers too few or too many fails here, and is killed by the timer.
+            pairs = list(zip(self.jobs, answers, strict=True))
             self._stop_timer()
-            if self.jobs:
-                self._timer = self._loop.call_later(self._seconds, self._too_late)
-            if not job.answer.done():  # whoever asked may have gone
-                job.answer.set_result(answer)
+            self.jobs = []
             self._answered()
+            for job, answer in pairs:
+                if not job.answer.done():  # whoever asked may have gone
+                    job.answer.set_result(answer)
 
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:
         """It has closed a pipe, which only its end does."""
@@ -113,10 +104,6 @@ class ChildProcess(asyncio.SubprocessProtocol):
         self._crashed()
 
     # --- parts -----------------------------------------------------------------------------
-
-    def _write(self) -> None:
-        self._input.write(b"".join(self._unsent))
-        self._unsent.clear()
 
     def _too_late(self) -> None:
         text = f"reading it takes more than {self._seconds:g} s; send a smaller file"
