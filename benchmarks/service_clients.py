@@ -125,11 +125,17 @@ class Client:
 
 
 def load(
-    port: int, requests: Sequence[bytes], clients: int, seconds: float, warm_up: float
+    port: int,
+    requests: Sequence[bytes],
+    clients: int,
+    seconds: float,
+    warm_up: float,
+    pause: float = 0.0,
 ) -> tuple[list[float], int]:
     """Send requests from `clients` connections at the same time, each when its last is answered.
 
-    One thread serves all connections, which costs a tenth of what the service needs.
+    One thread serves all connections, which costs a tenth of what the service needs. So a `pause`
+    before each request, in seconds, is meant for a single client.
 
     Returns the seconds of each request after the warm-up, at least one, and the number of all
     requests.
@@ -160,6 +166,7 @@ def load(
                 if now >= begin and (now < end or not times):
                     times.append(now - client.sent_at)
                 if now < end:
+                    time.sleep(pause)
                     client.send()
                 else:
                     waiting -= 1

@@ -9,7 +9,9 @@ clients and service share the cores, and `client_cpu_ms` is what the clients tak
 The bare model is ONNX Runtime without HTTP, with the same settings as in the service: one thread
 a worker, and batches of as many images as the service accepts. It predicts one image at a time,
 too: overhead is the median time of the service with one client minus the median time of that.
-The rows with two workers compare both on two cores. All rows of a folder come from one run.
+The rows with two workers compare both on two cores. Two further rows compare one client that pauses
+before each request with the bare model after the same pause, in which the processor's caches lose
+the code of both. All rows of a folder come from one run.
 `cpu_ms` is the processor time per image, of the service and its decoders together; other work on
 the machine hardly changes it.
 """
@@ -37,7 +39,9 @@ from serving.service import MAX_BATCH
 CLIENTS = (1, 8, 32)
 SECONDS = 6.0
 WARM_UP_SECONDS = 1.0
-BARE_SINGLE, BARE = "bare model, single images", "bare model"
+PAUSE_SECONDS = 0.01
+BARE_SINGLE, BARE, SERVICE = "bare model, single images", "bare model", "service"
+PAUSING = f", {1000 * PAUSE_SECONDS:.0f} ms apart"
 
 
 @dataclass(frozen=True)
@@ -63,23 +67,25 @@ def measure(folder: Path, seconds: float, rest: float) -> list[Row]:
     pixels = random_pixels(model)
     requests = [http_request(png(image)) for image in pixels]
     rows = []
-    for setting, batch, workers in (
-        (BARE_SINGLE, 1, 1),
-        (BARE, MAX_BATCH, 1),
-        (BARE, MAX_BATCH, 2),
+    for setting, batch, workers, pause in (
+        (BARE_SINGLE, 1, 1, 0.0),
+        (BARE_SINGLE + PAUSING, 1, 1, PAUSE_SECONDS),
+        (BARE, MAX_BATCH, 1, 0.0),
+        (BARE, MAX_BATCH, 2, 0.0),
     ):
-        rows.append(bare(name, setting, folder, pixels, batch, workers, seconds))
+        rows.append(bare(name, setting, folder, pixels, batch, workers, seconds, pause))
         time.sleep(rest)
-    for setting, max_batch, workers, numbers in (
-        ("service, no batching", 1, 1, CLIENTS),
-        ("service", MAX_BATCH, 1, CLIENTS),
-        ("service", MAX_BATCH, 2, CLIENTS[-1:]),
+    for setting, max_batch, workers, numbers, pause in (
+        (SERVICE + ", no batching", 1, 1, CLIENTS, 0.0),
+        (SERVICE, MAX_BATCH, 1, CLIENTS, 0.0),
+        (SERVICE + PAUSING, MAX_BATCH, 1, CLIENTS[:1], PAUSE_SECONDS),
+        (SERVICE, MAX_BATCH, 2, CLIENTS[-1:], 0.0),
     ):
         options = ("--max-batch", str(max_batch), "--workers", str(workers))
         with running_service(folder, *options) as (process, port):
             for clients in numbers:
                 before, own = cpu_seconds(process), time.process_time()
-                times, total = load(port, requests, clients, seconds, WARM_UP_SECONDS)
+                times, total = load(port, requests, clients, seconds, WARM_UP_SECONDS, pause)
                 used, clients_used = cpu_seconds(process) - before, time.process_time() - own
                 rows.append(
                     summary(
@@ -99,8 +105,12 @@ def bare(
     batch: int,
     workers: int,
     seconds: float,
+    pause: float,
 ) -> Row:
-    """Measure ONNX Runtime alone, with `batch` images at a time in each of `workers` threads."""
+    """Measure ONNX Runtime alone, with `batch` images at a time in each of `workers` threads.
+
+    Each thread pauses for `pause` seconds before each run.
+    """
     engine = OnnxEngine(folder)
     images = np.stack([pixels[index % len(pixels)] for index in range(batch)])
     times: list[float] = []
@@ -110,7 +120,9 @@ def bare(
 
     def work() -> None:
         count = 0
-        while (start := time.perf_counter()) < end:
+        while time.perf_counter() < end:
+            time.sleep(pause)
+            start = time.perf_counter()
             engine.run(images)
             count += 1
             now = time.perf_counter()
@@ -124,7 +136,7 @@ def bare(
     for thread in threads:
         thread.join()
     used = (time.process_time() - cpu) / (sum(calls) * batch)
-    rate = batch * workers * len(times) / sum(times)
+    rate = batch * workers * len(times) / (sum(times) + pause * len(times))
     return summary(name, setting, workers, 0, times, rate, used, 0.0)
 
 
@@ -176,15 +188,21 @@ def run(arguments: argparse.Namespace) -> None:
 def verdict(rows: Sequence[Row]) -> str:
     """The main figures of one model, as text."""
     found = {(row.setting, row.workers, row.clients): row for row in rows}
-    overhead = found["service", 1, 1].p50 - found[BARE_SINGLE, 1, 0].p50
-    text = f"overhead {overhead:.2f} ms at the median; at {CLIENTS[-1]} clients"
+    overhead, pausing = (
+        found[SERVICE + when, 1, 1].p50 - found[BARE_SINGLE + when, 1, 0].p50
+        for when in ("", PAUSING)
+    )
+    text = (
+        f"overhead {overhead:.2f} ms at the median, {pausing:.2f} ms with requests{PAUSING}; "
+        f"at {CLIENTS[-1]} clients"
+    )
     for workers in (1, 2):
-        service, limit = found["service", workers, CLIENTS[-1]], found[BARE, workers, 0]
+        service, limit = found[SERVICE, workers, CLIENTS[-1]], found[BARE, workers, 0]
         text += (
             f" {service.images_per_second / limit.images_per_second:.0%} of the bare model's "
             f"{limit.images_per_second:.0f} images/s with {workers} worker{'s'[: workers - 1]},"
         )
-    more = found["service", 1, CLIENTS[-1]].cpu_ms - found[BARE, 1, 0].cpu_ms
+    more = found[SERVICE, 1, CLIENTS[-1]].cpu_ms - found[BARE, 1, 0].cpu_ms
     return f"{text} {more:.2f} ms more processor time per image"
 
 

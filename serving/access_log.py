@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from datetime import datetime, timezone
-from typing import TextIO
+from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,7 +31,7 @@ class Observed:
         self._metrics = metrics
         self._paths = paths
         self._log = log or sys.stderr
-        self._lines: list[str] = []
+        self._answered: list[dict[str, Any]] = []
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -56,25 +56,31 @@ class Observed:
         try:
             await self._app(scope, counting_receive, counting_send)
         finally:
-            seconds = time.perf_counter() - start
             path = scope["path"] if scope["path"] in self._paths else "other"
-            self._metrics.count_request(path, status, seconds)
-            line = {
-                "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            answered = {
+                "time": datetime.now(timezone.utc),
                 "client": (scope.get("client") or [""])[0],
                 "method": scope["method"],
                 "path": path,
                 "status": status,
-                "milliseconds": round(1000 * seconds, 2),
+                "milliseconds": 1000 * (time.perf_counter() - start),
                 "received_bytes": received_bytes,
                 "sent_bytes": sent_bytes,
                 "images": scope.get(IMAGES, 0),
             }
-            if not self._lines:  # all lines of one turn of the event loop are written at once
-                asyncio.get_running_loop().call_soon(self._write)
-            self._lines.append(json.dumps(line) + "\n")
+            if not self._answered:
+                asyncio.get_running_loop().call_soon(self._record)
+            self._answered.append(answered)
 
-    def _write(self) -> None:
-        self._log.write("".join(self._lines))
+    def _record(self) -> None:
+        """Count and log what was answered in the last turn of the event loop.
+
+        The event loop sends answers at the end of a turn, so they do not wait for this.
+        """
+        answered, self._answered = self._answered, []
+        for line in answered:
+            self._metrics.count_request(line["path"], line["status"], line["milliseconds"] / 1000)
+            line["time"] = line["time"].isoformat(timespec="milliseconds")
+            line["milliseconds"] = round(line["milliseconds"], 2)
+        self._log.write("".join(json.dumps(line) + "\n" for line in answered))
         self._log.flush()
-        self._lines.clear()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import json
 import signal
 import sys
 from io import BytesIO
@@ -75,7 +76,7 @@ class ActivationMaps:
             arguments = ("-m", "serving.activation", str(self._folder.resolve()))
             child = ChildPool(arguments, 1, SECONDS)
             self._child = await self._stack.enter_async_context(child)
-        _, png = await self._child.ask({"class": class_number}, image.tobytes())
+        _, png = await self._child.ask(json.dumps(class_number).encode(), image.tobytes())
         return png
 
 
@@ -122,11 +123,11 @@ def main() -> None:
     shape = (1, model.channels, model.image_size, model.image_size)
     answers = sys.stdout.buffer
     while (unit := read_unit(sys.stdin.buffer)) is not None:
-        ((request, pixels),) = unit  # they are asked for one at a time
+        ((class_number, pixels),) = unit  # they are asked for one at a time
         images = torch.from_numpy(np.frombuffer(pixels, np.uint8).reshape(shape).copy())
         normalised = normalise(images, inference.mean, inference.std)
-        maps = grad_cam(inference.network, normalised, torch.tensor([request["class"]]))
-        answers.write(packed([({}, heat_map(maps[0].numpy()))]))
+        maps = grad_cam(inference.network, normalised, torch.tensor([json.loads(class_number)]))
+        answers.write(packed([(b"", heat_map(maps[0].numpy()))]))
         answers.flush()
 
 

@@ -25,6 +25,7 @@ class Batcher(Generic[Result]):
         function: images uint8 [B, C, S, S] to a list of B results; called in a thread.
         workers: how many threads call it.
         max_batch: images in one call; 1 turns batching off.
+        observe: receives the size of every batch, in one of the threads.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Batcher(Generic[Result]):
         function: Callable[[NDArray[np.uint8]], list[Result]],
         workers: int,
         max_batch: int,
+        observe: Callable[[int], None],
     ) -> None:
         self._function = function
         self._max_batch = max_batch
+        self._observe = observe
         self._arrived: list[tuple[NDArray[np.uint8], asyncio.Future[Result]]] = []
         self._waiting: deque[tuple[NDArray[np.uint8], asyncio.Future[Result]]] = deque()
         self._changed = threading.Condition()  # of `_waiting` and `_is_over`
@@ -91,10 +94,11 @@ class Batcher(Generic[Result]):
                 continue
             outcome: list[Result] | Exception
             try:
-                outcome = self._function(np.stack([image for image, _ in batch]))
+                outcome = self._function(np.array([image for image, _ in batch]))
             except Exception as error:
                 outcome = error
             self._loop.call_soon_threadsafe(_deliver, [future for _, future in batch], outcome)
+            self._observe(len(batch))
 
 
 def _deliver(futures: list[asyncio.Future[Result]], outcome: list[Result] | Exception) -> None:

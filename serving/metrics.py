@@ -42,7 +42,7 @@ class Metrics:
             "requests_in_progress", "Prediction requests accepted and not answered.",
             registry=registry,
         )  # fmt: skip
-        self._batch_sizes = Histogram(
+        self.batch_sizes = Histogram(
             "batch_images", "Images in one run of the network.", buckets=BATCH_SIZES,
             registry=registry,
         )  # fmt: skip
@@ -66,8 +66,7 @@ class Metrics:
         self._seconds_of(path).observe(seconds)
 
     def count_predictions(self, predictions: Sequence[Prediction]) -> None:
-        """Count what one run of the network predicted; any thread may call it."""
-        self._batch_sizes.observe(len(predictions))
+        """Count what was predicted."""
         for name, number in Counts(one.class_name for one in predictions).items():
             self._predicted.labels(name).inc(number)
         for one in predictions:

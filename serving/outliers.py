@@ -32,6 +32,8 @@ class Neighbours:
     def distances(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
         """Mean distance to the nearest references: embeddings [B, D] to float32 [B]."""
         step = max(1, BLOCK_BYTES // (4 * len(self._squares)))
+        if len(embeddings) <= step:
+            return self._block(embeddings)
         parts = [
             self._block(embeddings[start : start + step])
             for start in range(0, len(embeddings), step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 from dataclasses import dataclass, field
@@ -63,7 +64,9 @@ class Service:
         self.metrics.in_progress.set_function(lambda: self.admission.requests)
         self._interpreter = Interpreter(self.model, read_references(folder, self.model))
         self._engine: Engine = load_engine(settings.engine, folder, self.model)
-        self._batcher = Batcher(self._run, settings.workers, settings.max_batch)
+        self._batcher = Batcher(
+            self._run, settings.workers, settings.max_batch, self.metrics.batch_sizes.observe
+        )
         self._decoder = Decoder(
             self.model.image_size, self.model.channels, limits, settings.decoders
         )
@@ -80,9 +83,7 @@ class Service:
         await self._stack.aclose()
 
     def _run(self, images: NDArray[np.uint8]) -> list[Prediction]:
-        predictions = self._interpreter.interpret(*self._engine.run(images))
-        self.metrics.count_predictions(predictions)
-        return predictions
+        return self._interpreter.interpret(*self._engine.run(images))
 
     async def predict(self, uploads: list[Upload], preview: bool) -> dict[str, Any]:
         """The answer to a prediction request, ready for JSON.
@@ -109,6 +110,8 @@ class Service:
             # A new error: one that a variable here kept would keep the request's bytes, by a cycle.
             raise RefusedFileError(refused[0]["status"], refused[0]["error"])
         predictions = await self._batcher.run([one.pixels for _, one in images])
+        # In the next turn of the event loop, so that the answer does not wait for it.
+        asyncio.get_running_loop().call_soon(self.metrics.count_predictions, predictions)
         answers = [
             {"index": index, "file": uploads[index].name, **_described(image, prediction)}
             for (index, image), prediction in zip(images, predictions, strict=True)

@@ -348,12 +348,11 @@ class TestBatching:
         sizes: list[int] = []
 
         def double(batch: NDArray[np.uint8]) -> list[float]:
-            sizes.append(len(batch))
             time.sleep(0.005)
             return [2.0 * float(image.sum()) for image in batch]
 
         async def send() -> list[float]:
-            async with Batcher(double, workers, max_batch) as batcher:
+            async with Batcher(double, workers, max_batch, sizes.append) as batcher:
                 ones = [np.full((1, 1, 1), n, np.uint8) for n in range(20)]
                 results = await asyncio.gather(*(batcher.run([one]) for one in ones))
                 return [result for (result,) in results]
@@ -378,7 +377,7 @@ class TestBatching:
             return [int(image.sum()) for image in batch]
 
         async def send() -> list[Any]:
-            async with Batcher(fail_on_zero, 1, 1) as batcher:
+            async with Batcher(fail_on_zero, 1, 1, lambda _: None) as batcher:
                 ones = [np.full((1, 1, 1), n, np.uint8) for n in (0, 1)]
                 tasks = (batcher.run([one]) for one in ones)
                 return list(await asyncio.gather(*tasks, return_exceptions=True))

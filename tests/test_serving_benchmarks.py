@@ -25,10 +25,12 @@ def test_load_test_has_a_row_for_every_setting(
         rows = list(csv.DictReader(file))
     assert [(row["setting"], row["workers"], row["clients"]) for row in rows] == [
         ("bare model, single images", "1", "0"),
+        ("bare model, single images, 10 ms apart", "1", "0"),
         ("bare model", "1", "0"),
         ("bare model", "2", "0"),
         *(("service, no batching", "1", clients) for clients in ("1", "8")),
         *(("service", "1", clients) for clients in ("1", "8")),
+        ("service, 10 ms apart", "1", "1"),
         ("service", "2", "8"),
     ]
     for row in rows:

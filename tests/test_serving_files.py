@@ -325,19 +325,19 @@ class TestChildren:
             "from serving.decoding.frames import packed, read_unit\n"
             "while (unit := read_unit(sys.stdin.buffer)) is not None:\n"
             "    if any(data == b'deadly' for _, data in unit): os._exit(1)\n"
-            "    sys.stdout.buffer.write(packed([({}, data[::-1]) for _, data in unit]))\n"
+            "    sys.stdout.buffer.write(packed([(b'', data[::-1]) for _, data in unit]))\n"
             "    sys.stdout.buffer.flush()\n"
         )
         sent = [b"deadly" if n == 5 else f"message {n}".encode() for n in range(40)]
 
         async def work() -> list[Any]:
             async with ChildPool(("-c", child), 1, 20) as pool:
-                asked = (pool.ask({}, data) for data in sent)
+                asked = (pool.ask(b"", data) for data in sent)
                 return list(await asyncio.gather(*asked, return_exceptions=True))
 
         answers = asyncio.run(work())
         assert isinstance(answers.pop(5), RefusedFileError)
-        assert answers == [({}, data[::-1]) for data in sent if data != b"deadly"]
+        assert answers == [(b"", data[::-1]) for data in sent if data != b"deadly"]
 
     def test_all_are_read_when_a_decoder_of_many_dies(self) -> None:
         async def work() -> None:

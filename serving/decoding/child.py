@@ -8,6 +8,7 @@ too long.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import resource
 import signal
@@ -18,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from serving.decoding.frames import Message, packed, read_unit
-from serving.decoding.images import DecodedImage, decode_file
+from serving.decoding.images import decode_file
 from serving.decoding.limits import Limits, RefusedFileError
 
 
@@ -37,6 +38,10 @@ class Settings:
         return cls(values["size"], values["channels"], Limits(**values["limits"]))
 
 
+# Most files of a service are of one kind, so texts of messages are seldom read or made anew.
+read_request = functools.lru_cache(maxsize=16)(json.loads)
+
+
 def answer(settings: Settings, request: dict[str, Any], data: bytes) -> Message:
     """The message that answers a request: the images of `data`, or why it is refused."""
     limits = settings.limits
@@ -50,22 +55,27 @@ def answer(settings: Settings, request: dict[str, Any], data: bytes) -> Message:
             request["preview"],
         )
     except RefusedFileError as error:
-        return {"status": error.status, "error": error.text}, b""
+        return _refusal(error.status, error.text)
     except MemoryError:
         text = (
             f"decoding takes more than {limits.memory_bytes / 2**30:.1f} GiB; send smaller images"
         )
-        return {"status": 413, "error": text}, b""
-    return _described(images)
-
-
-def _described(images: list[DecodedImage]) -> Message:
-    described = [
-        {"name": one.name, "width": one.width, "height": one.height, "preview": len(one.preview)}
-        for one in images
-    ]
+        return _refusal(413, text)
+    described = _described(
+        tuple((one.name, one.width, one.height, len(one.preview)) for one in images)
+    )
     pixels = b"".join(one.pixels.tobytes() for one in images)
-    return {"images": described}, pixels + b"".join(one.preview for one in images)
+    return described, pixels + b"".join(one.preview for one in images)
+
+
+def _refusal(status: int, text: str) -> Message:
+    return json.dumps({"status": status, "error": text}).encode(), b""
+
+
+@functools.lru_cache(maxsize=16)
+def _described(images: tuple[tuple[str, int, int, int], ...]) -> bytes:
+    """Name, width, height and bytes of the preview of each image, as the decoder reads them."""
+    return json.dumps({"images": images}).encode()
 
 
 def main() -> None:
@@ -82,7 +92,7 @@ def main() -> None:
     # Libraries that print must not disturb the messages.
     sys.stdout = sys.stderr
     while (unit := read_unit(requests)) is not None:
-        answers.write(packed([answer(settings, *message) for message in unit]))
+        answers.write(packed([answer(settings, read_request(text), data) for text, data in unit]))
         answers.flush()
 
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serving.decoding.limits import Limits, RefusedFileError
 from serving.decoding.pool import ChildPool
+
+# Most files of a service are of one kind, so texts of messages are seldom made or read anew.
+_read_answer = functools.lru_cache(maxsize=16)(json.loads)
+
+
+@functools.lru_cache(maxsize=16)
+def _request(declared: str | None, preview: int) -> bytes:
+    return json.dumps({"declared": declared, "preview": preview}).encode()
 
 
 @dataclass(frozen=True)
@@ -57,18 +65,21 @@ class Decoder:
         Raises:
             RefusedFileError: it is damaged, too large or of another kind.
         """
-        answer, content = await self._pool.ask({"declared": declared, "preview": preview}, data)
+        text, content = await self._pool.ask(_request(declared, preview), data)
+        answer = _read_answer(text)
         if "error" in answer:
             raise RefusedFileError(answer["status"], answer["error"])
         return self._images(answer["images"], content)
 
-    def _images(self, described: list[dict[str, Any]], content: bytes) -> list[ReadImage]:
+    def _images(
+        self, described: list[tuple[str, int, int, int]], content: bytes
+    ) -> list[ReadImage]:
         shape = (len(described), *self._shape)
         count = math.prod(shape)
         pixels = np.frombuffer(content, np.uint8, count).reshape(shape)
         images, position = [], count
-        for one, values in zip(described, pixels, strict=True):
-            preview = content[position : position + one["preview"]]
-            position += one["preview"]
-            images.append(ReadImage(one["name"], one["width"], one["height"], values, preview))
+        for (name, width, height, length), values in zip(described, pixels, strict=True):
+            preview = content[position : position + length]
+            position += length
+            images.append(ReadImage(name, width, height, values, preview))
         return images

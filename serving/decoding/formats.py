@@ -69,8 +69,7 @@ def declared_format(name: str, media_type: str) -> str | None:
     Raises:
         RefusedFileError: they claim a format that is not read.
     """
-    ending = PurePath(name).suffix.lower()
-    if ending:
+    if name and (ending := PurePath(name).suffix.lower()):
         if ending not in BY_ENDING:
             raise RefusedFileError(
                 415, f"files ending in {ending[:12]!r} are not read; give {READ}"

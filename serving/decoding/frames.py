@@ -1,34 +1,36 @@
 """Units of messages between the service and its child processes: JSON and bytes, never a pickle.
 
-A message is some values and some bytes. A unit of messages is the length of its JSON part in 4
-bytes, the JSON part, and the bytes of all messages. The JSON part is a list of each message's
-values and number of bytes.
+A message is a JSON text and some bytes. A unit of messages is their number, the lengths of the two
+parts of each, and then all the parts. The number and the lengths have 4 bytes each.
 """
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from io import BytesIO
+from itertools import chain
+from typing import BinaryIO
 
-HEADER = struct.Struct(">I")
-Message = tuple[dict[str, Any], bytes]
+NUMBER = struct.Struct(">I")
+Message = tuple[bytes, bytes]
 
 
 def packed(unit: Sequence[Message]) -> bytes:
     """The bytes of a unit."""
-    text = json.dumps([[values, len(data)] for values, data in unit]).encode()
-    return b"".join((HEADER.pack(len(text)), text, *(data for _, data in unit)))
+    parts = list(chain(*unit))
+    lengths = struct.pack(f">{len(parts)}I", *map(len, parts))
+    return b"".join((NUMBER.pack(len(unit)), lengths, *parts))
 
 
 def read_unit(stream: BinaryIO) -> list[Message] | None:
     """The next unit, waited for; None at the end of the stream."""
-    header = stream.read(HEADER.size)
-    if len(header) < HEADER.size:
+    number = stream.read(NUMBER.size)
+    if len(number) < NUMBER.size:
         return None
-    described = json.loads(stream.read(*HEADER.unpack(header)))
-    return [(values, stream.read(length)) for values, length in described]
+    lengths = list(NUMBER.iter_unpack(stream.read(2 * NUMBER.size * NUMBER.unpack(number)[0])))
+    parts = [stream.read(length) for (length,) in lengths]
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 class Frames:
@@ -36,36 +38,24 @@ class Frames:
 
     def __init__(self) -> None:
         self._received = bytearray()
-        self._described: list[tuple[dict[str, Any], int]] | None = None  # of the unit that comes
 
     def received(self, part: bytes) -> Iterator[list[Message]]:
         """Yield the units that `part` completes."""
         self._received += part
-        while (unit := self._next_unit()) is not None:
+        while (size := self._next_size()) is not None:
+            unit = read_unit(BytesIO(self._received[:size]))
+            del self._received[:size]
+            assert unit is not None
             yield unit
 
-    def _next_unit(self) -> list[Message] | None:
-        if self._described is None:
-            text = self._take_text()
-            if text is None:
-                return None
-            self._described = json.loads(text)
-        if len(self._received) < sum(length for _, length in self._described):
+    def _next_size(self) -> int | None:
+        """Bytes of the first unit; None: it is not complete."""
+        if len(self._received) < NUMBER.size:
             return None
-        unit = [(values, self._take(length)) for values, length in self._described]
-        self._described = None
-        return unit
-
-    def _take_text(self) -> bytes | None:
-        if len(self._received) < HEADER.size:
+        (number,) = NUMBER.unpack_from(self._received)
+        start = NUMBER.size * (1 + 2 * number)  # of the parts
+        if len(self._received) < start:
             return None
-        (length,) = HEADER.unpack_from(self._received)
-        if len(self._received) < HEADER.size + length:
-            return None
-        return self._take(HEADER.size + length)[HEADER.size :]
-
-    def _take(self, length: int) -> bytes:
-        """The first `length` bytes; what is behind them is not copied."""
-        taken = bytes(memoryview(self._received)[:length])
-        del self._received[:length]
-        return taken
+        lengths = struct.unpack_from(f">{2 * number}I", self._received, NUMBER.size)
+        size = start + sum(lengths)
+        return size if len(self._received) >= size else None

@@ -54,14 +54,14 @@ class ChildPool:
         for child in children:
             await child.kill()
 
-    async def ask(self, values: dict[str, Any], data: bytes) -> Message:
-        """The answer to a message.
+    async def ask(self, text: bytes, data: bytes) -> Message:
+        """The answer to a message of a JSON text and some bytes.
 
         Raises:
             RefusedFileError: 400, the child died over it; 413, it took too long.
         """
         loop = asyncio.get_running_loop()
-        job = Job((values, data), loop.create_future())
+        job = Job((text, data), loop.create_future())
         self._waiting.append(job)
         if not self._is_handing_out:  # what comes in the same turn of the event loop is one unit
             self._is_handing_out = True
