@@ -166,7 +166,8 @@ def load(
                 if now >= begin and (now < end or not times):
                     times.append(now - client.sent_at)
                 if now < end:
-                    time.sleep(pause)
+                    if pause:  # sleeping for no time takes longer than the rest of this loop
+                        time.sleep(pause)
                     client.send()
                 else:
                     waiting -= 1

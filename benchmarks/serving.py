@@ -121,7 +121,8 @@ def bare(
     def work() -> None:
         count = 0
         while time.perf_counter() < end:
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
             start = time.perf_counter()
             engine.run(images)
             count += 1

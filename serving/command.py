@@ -98,7 +98,6 @@ def run_service(
     if access is None:
         access = Access.for_address(arguments.host, arguments.port, token_from_environment())
     service = Service(folder, settings_of(arguments))
-    gc.freeze()  # what is loaded by now stays, so the collector need not visit it
     gc.set_threshold(COLLECTOR_THRESHOLD)
     sys.setswitchinterval(SWITCH_SECONDS)
     listener, access = listen(access)

@@ -39,7 +39,7 @@ class Metrics:
         self._requests_of = functools.cache(lambda path, status: requests.labels(path, str(status)))
         self._seconds_of = functools.cache(seconds.labels)
         self.in_progress = Gauge(
-            "requests_in_progress", "Prediction requests accepted and not answered.",
+            "requests_in_progress", "Requests accepted and not answered.",
             registry=registry,
         )  # fmt: skip
         self.batch_sizes = Histogram(
