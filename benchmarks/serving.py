@@ -11,7 +11,9 @@ a worker, and batches of as many images as the service accepts. It predicts one 
 too: overhead is the median time of the service with one client minus the median time of that.
 The rows with two workers compare both on two cores. Two further rows compare one client that pauses
 before each request with the bare model after the same pause, in which the processor's caches lose
-the code of both. All rows of a folder come from one run.
+the code of both. All rows of a folder come from one run. Each figure is the median of several
+rounds that measure all settings in turn, because a machine that others share changes its speed
+within seconds.
 `cpu_ms` is the processor time per image, of the service and its decoders together; other work on
 the machine hardly changes it.
 """
@@ -20,11 +22,12 @@ from __future__ import annotations
 
 import argparse
 import csv
+import statistics
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +40,9 @@ from serving.exported import read_exported
 from serving.service import MAX_BATCH
 
 CLIENTS = (1, 8, 32)
-SECONDS = 6.0
-WARM_UP_SECONDS = 1.0
+ROUNDS = 3
+SECONDS = 2.0
+WARM_UP_SECONDS = 0.5
 PAUSE_SECONDS = 0.01
 BARE_SINGLE, BARE, SERVICE = "bare model, single images", "bare model", "service"
 PAUSING = f", {1000 * PAUSE_SECONDS:.0f} ms apart"
@@ -60,7 +64,22 @@ class Row:
     client_cpu_ms: float
 
 
-def measure(folder: Path, seconds: float, rest: float) -> list[Row]:
+def measure(folder: Path, rounds: int, seconds: float, rest: float) -> list[Row]:
+    """The medians of several rounds."""
+    measured = [measure_round(folder, seconds, rest) for _ in range(rounds)]
+    return [median_row(rows) for rows in zip(*measured, strict=True)]
+
+
+def median_row(rows: Sequence[Row]) -> Row:
+    """The median of each figure in rows of the same setting."""
+    figures = [
+        field.name for field in fields(Row) if isinstance(getattr(rows[0], field.name), float)
+    ]
+    medians = {name: statistics.median(getattr(row, name) for row in rows) for name in figures}
+    return replace(rows[0], **{name: round(value, 3) for name, value in medians.items()})
+
+
+def measure_round(folder: Path, seconds: float, rest: float) -> list[Row]:
     """Measure the bare model and the service, without and with batching, for each `CLIENTS`."""
     model = read_exported(folder)
     name = f"{model.architecture}, {model.image_size} px"
@@ -168,7 +187,7 @@ def run(arguments: argparse.Namespace) -> None:
     rows = [
         row
         for folder in arguments.folders
-        for row in measure(folder, arguments.seconds, arguments.rest)
+        for row in measure(folder, arguments.rounds, arguments.seconds, arguments.rest)
     ]
     for row in rows:
         print(
@@ -213,8 +232,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folders", type=Path, nargs="+", metavar="EXPORTED")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of which medians are taken")
     parser.add_argument(
-        "--seconds", type=float, default=SECONDS, help="duration of each measurement"
+        "--seconds", type=float, default=SECONDS, help="duration of each measurement in a round"
     )
     parser.add_argument(
         "--rest",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_load_test_has_a_row_for_every_setting(
     monkeypatch.setattr(serving, "WARM_UP_SECONDS", 0.1)
     monkeypatch.setattr(serving, "CLIENTS", (1, 8))
     output = tmp_path / "rows.csv"
-    arguments = [str(exported), "--seconds", "0.4", "--output", str(output)]
+    arguments = [str(exported), "--rounds", "1", "--seconds", "0.4", "--output", str(output)]
     assert serving.main(arguments) == 0
     with output.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -36,6 +37,13 @@ def test_load_test_has_a_row_for_every_setting(
     for row in rows:
         assert 0 < float(row["p50"]) <= float(row["p95"]) <= float(row["p99"])
         assert float(row["images_per_second"]) > 0
+
+
+def test_figures_are_medians_of_rounds() -> None:
+    rows = [
+        serving.Row("m", "service", 1, 8, rate, 2.0, 3.0, 4.0, 0.5, 0.1) for rate in (9.0, 7.0, 8.0)
+    ]
+    assert serving.median_row(rows) == dataclasses.replace(rows[0], images_per_second=8.0)
 
 
 def test_soak_sends_every_kind_of_request(
