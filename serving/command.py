@@ -24,7 +24,7 @@ SHUTDOWN_SECONDS = 30  # in which requests that were accepted are finished
 # threshold, 700 objects, it takes a tenth of the event loop's time.
 COLLECTOR_THRESHOLD = 50_000
 # The network's thread needs Python's lock between two batches. It waits for it at most so long.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 
 
 def add_service_arguments(parser: argparse.ArgumentParser) -> None:
