@@ -126,8 +126,9 @@ def with_channels(pixels: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]
     if pixels.shape[2] == 3 and channels == 1:
         grey = np.asarray(Image.fromarray(pixels).convert("L"))  # ITU-R BT.601
         pixels = grey[..., np.newaxis]
-    moved = np.broadcast_to(pixels, (*pixels.shape[:2], channels)).transpose(2, 0, 1)
-    return np.ascontiguousarray(moved)
+    if pixels.shape[2] != channels:
+        pixels = np.broadcast_to(pixels, (*pixels.shape[:2], channels))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 @contextmanager

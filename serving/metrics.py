@@ -7,7 +7,6 @@ uncertainty, over time.
 from __future__ import annotations
 
 import functools
-from collections import Counter as Counts
 from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -35,9 +34,6 @@ class Metrics:
             buckets=SECONDS,
             registry=registry,
         )
-        # Looking a labelled counter up takes longer than counting.
-        self._requests_of = functools.cache(lambda path, status: requests.labels(path, str(status)))
-        self._seconds_of = functools.cache(seconds.labels)
         self.in_progress = Gauge(
             "requests_in_progress", "Requests accepted and not answered.",
             registry=registry,
@@ -46,9 +42,13 @@ class Metrics:
             "batch_images", "Images in one run of the network.", buckets=BATCH_SIZES,
             registry=registry,
         )  # fmt: skip
-        self._predicted = Counter(
+        predicted = Counter(
             "predicted_images", "Images by likeliest class.", ("class_name",), registry=registry
         )
+        # Looking a labelled counter up takes longer than counting.
+        self._requests_of = functools.cache(lambda path, status: requests.labels(path, str(status)))
+        self._seconds_of = functools.cache(seconds.labels)
+        self._predicted_as = functools.cache(predicted.labels)
         self._flagged = Counter("outlier_images", "Images flagged as outliers.", registry=registry)
         self._uncertainty = Histogram(
             "uncertainty_nats", "Entropy of the probabilities.", buckets=NATS, registry=registry
@@ -67,11 +67,11 @@ class Metrics:
 
     def count_predictions(self, predictions: Sequence[Prediction]) -> None:
         """Count what was predicted."""
-        for name, number in Counts(one.class_name for one in predictions).items():
-            self._predicted.labels(name).inc(number)
         for one in predictions:
+            self._predicted_as(one.class_name).inc()
             self._uncertainty.observe(one.uncertainty)
-        self._flagged.inc(sum(one.outlier is True for one in predictions))
+            if one.outlier:
+                self._flagged.inc()
 
     def count_refusal(self, status: int) -> None:
         """Count a file that was not read."""

@@ -12,6 +12,7 @@ import hmac
 import ipaddress
 import secrets
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
@@ -202,15 +203,14 @@ class AccessMiddleware:
         """`receive`, which raises HTTPException when the body is too large or takes too long."""
         size = 0
         complete = False
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.access.body_seconds
+        deadline = time.monotonic() + self.access.body_seconds
 
         async def limited() -> Message:
             nonlocal size, complete
             if complete:  # what is left to receive is the end of the connection
                 return await receive()
             try:
-                async with timeout(max(0.0, deadline - loop.time())):
+                async with timeout(max(0.0, deadline - time.monotonic())):
                     message = await receive()
             except asyncio.TimeoutError:
                 raise HTTPException(408, "body: it took too long; send it again") from None

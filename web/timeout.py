@@ -17,7 +17,7 @@ class timeout:  # noqa: N801 (named as asyncio's own)
         task = asyncio.current_task()
         assert task is not None
         self._task = task
-        self._timer = asyncio.get_running_loop().call_later(self._seconds, self._expire)
+        self._timer = task.get_loop().call_later(self._seconds, self._expire)
 
     async def __aexit__(
         self,
