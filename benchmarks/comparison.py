@@ -22,8 +22,8 @@ from reporting.files import write_atomically
 from tools.compare.comparison import Comparison, compare
 from tools.compare.figures import comparison_figure, penalty_heatmap
 from tools.compare.runs import find_runs
-from tools.compare.statistics import Floats, penalties
-from tools.compare.tables import accuracy_table, markdown, saving_table
+from tools.compare.statistics import Floats, half_width, penalties
+from tools.compare.tables import Table, accuracy_table, markdown, plus_minus, saving_table
 
 
 def summed_penalties(comparisons: Sequence[Comparison]) -> tuple[Floats, list[str]]:
@@ -35,6 +35,36 @@ def summed_penalties(comparisons: Sequence[Comparison]) -> tuple[Floats, list[st
         for study in comparisons
     )
     return np.sum(list(matrices), axis=0), common
+
+
+def difference_table(studies: Sequence[Path], split: str, baseline: str) -> Table:
+    """AUBC of each strategy minus that of `baseline`, paired by seed; a column per study.
+
+    Cells hold the mean and 95 % interval over the seeds that all strategies of the study have. The
+    first row is the AUBC of `baseline`. Rows are sorted by the first column, the best first; a
+    strategy that a study does not have has an empty cell.
+    """
+    header = ["strategy"]
+    columns: list[dict[str, Floats]] = []
+    for folder in studies:
+        comparison = compare(find_runs([folder]), baseline)
+        header.append(f"{folder.name}, {len(comparison.seeds)} seeds")
+        columns.append(comparison.areas(split))
+    rows = [[baseline, *(plus_minus(areas[baseline]) for areas in columns)]]
+    names = dict.fromkeys(name for areas in columns for name in areas if name != baseline)
+    means = {name: float(columns[0].get(name, np.array([-np.inf])).mean()) for name in names}
+    for name in sorted(names, key=lambda name: -means[name]):
+        cells = (_difference(areas.get(name), areas[baseline]) for areas in columns)
+        rows.append([name, *cells])
+    return header, rows
+
+
+def _difference(areas: Floats | None, baseline: Floats) -> str:
+    if areas is None:
+        return ""
+    values = areas - baseline
+    mean = values.mean().round(4) + 0.0  # no -0.0
+    return f"{mean:+.4f} ± {half_width(values):.4f}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -40,10 +40,6 @@ from errors import exit_status
 from query_strategies import PoolScores, get_strategy
 from reporting.files import write_atomically
 from run_folder.reader import Run, open_run
-from tools.compare.comparison import compare
-from tools.compare.runs import find_runs
-from tools.compare.statistics import half_width
-from tools.compare.tables import markdown, plus_minus
 from training.calibration import fit_temperature
 from training.seeds import make_generator
 
@@ -189,26 +185,6 @@ def _scores(
     masks = kept / (1 - DROPOUT)
     probabilities = torch.stack([logits(inputs * mask, weights).softmax(1) for mask in masks])
     return PoolScores(candidates, probabilities, inputs, embeddings[labelled], temperature)
-
-
-def summary(studies: Path) -> str:
-    """Test AUBC minus that of margin, paired by seed, as Markdown with a column per study.
-
-    Cells hold the mean and 95 % interval over the seeds that all strategies have. Rows are sorted
-    by the mean at queries of 50, the best first.
-    """
-    comparisons = [compare(find_runs([studies / regime.name]), MARGIN) for regime in REGIMES]
-    areas = [comparison.areas("test") for comparison in comparisons]
-    header = ["strategy"]
-    for regime, comparison in zip(REGIMES, comparisons, strict=True):
-        header.append(f"{regime.name}, {len(comparison.seeds)} seeds")
-    rows = [[MARGIN, *(plus_minus(by_name[MARGIN]) for by_name in areas)]]
-    for name in sorted(comparisons[0].others, key=lambda name: -areas[0][name].mean()):
-        differences = [by_name[name] - by_name[MARGIN] for by_name in areas]
-        rows.append(
-            [name, *(f"{values.mean():+.4f} ± {half_width(values):.4f}" for values in differences)]
-        )
-    return markdown((header, rows))
 
 
 def do_missing_runs(arguments: argparse.Namespace) -> None:

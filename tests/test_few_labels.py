@@ -31,10 +31,16 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     config = tmp_path / "small.yaml"
     values = small_values(flips_and_rotations=True, batches_per_round=4)
     config.write_text(yaml.safe_dump({"hyperparameters": values}))
-    monkeypatch.setattr(few_labels, "CONFIG", config)
     monkeypatch.setattr(few_labels, "COMMON", COMMON)
     monkeypatch.setattr(few_labels, "RECIPES", RECIPES)
-    return ["--data-dir", str(tmp_path), "--output", str(tmp_path / "rows.csv")]
+    return [
+        "--config",
+        str(config),
+        "--data-dir",
+        str(tmp_path),
+        "--output",
+        str(tmp_path / "rows.csv"),
+    ]
 
 
 def test_a_study_continues_where_it_was_stopped(

@@ -12,6 +12,7 @@ import torch
 from benchmarks import comparison, forecast, label_efficiency
 from benchmarks.near_duplicates import with_near_duplicates
 from data import ImageStore
+from reporting.files import csv_text
 from tests.conftest import ROOT, SMALL
 from tests.reliability.processes import read_rows
 
@@ -132,6 +133,33 @@ class TestStudy:
             assert label_efficiency.main(command) == 2
             assert f"--originals {number}: " in (text := capsys.readouterr().err)
             assert reason in text
+
+
+def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
+    """Known answers: accuracies do not change over the rounds, so each is its AUBC.
+
+    Half the 95 % interval of two values that differ by 0.02 is 12.706 * 0.01.
+    """
+    accuracies = {
+        "one": {"margin": (0.80, 0.82), "b": (0.81, 0.85), "a": (0.80, 0.80)},
+        "two": {"margin": (0.80, 0.82), "a": (0.79, 0.83)},
+    }
+    for name, strategies in accuracies.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "study.json").write_text('{"hyperparameters": {"dataset": "made up"}}')
+        rows = [
+            [strategy, seed, "10 20", f"{one} {one}", "0 0", f"{one} {one}", *"000"]
+            for strategy, values in strategies.items()
+            for seed, one in enumerate(values)
+        ]
+        (folder / "runs.csv").write_text(csv_text(label_efficiency.COLUMNS, rows))
+    folders = [tmp_path / name for name in accuracies]
+    header, rows = comparison.difference_table(folders, "test", "margin")
+    assert header == ["strategy", "one, 2 seeds", "two, 2 seeds"]
+    assert rows[0] == ["margin", "0.810 ± 0.127", "0.810 ± 0.127"]
+    assert rows[1] == ["b", "+0.0200 ± 0.1271", ""]
+    assert rows[2] == ["a", "-0.0100 ± 0.1271", "+0.0000 ± 0.1271"]
 
 
 def test_near_duplicates_differ_slightly_and_keep_their_label() -> None:
