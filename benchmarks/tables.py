@@ -244,7 +244,8 @@ MAIN_SETTINGS = (
     "flips_and_rotations",
 )
 STUDIES = (
-    *("bloodmnist", "bloodmnist_2000", "bloodmnist_resnet50", "breastmnist", "pneumoniamnist"),
+    *("bloodmnist", "bloodmnist_2000", "breastmnist", "pneumoniamnist"),
+    *("bloodmnist_resnet50", "bloodmnist_resnet50_margin", "pathmnist_1000_resnet50"),
     *("digits", "mednist", "pathmnist_1000"),
 )
 HYBRID_STUDIES = ("bloodmnist", "queries_600", "queries_1200", "near_duplicates")
