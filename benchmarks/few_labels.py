@@ -50,6 +50,14 @@ COMMON: dict[str, Any] = {
     "between_rounds": "keep",
     "average_rotations": False,
 }
+GROWING: dict[str, Any] = {
+    "batches_per_round": 400,
+    "rounds": 6,
+    "initial_labeled_size": 50,
+    "samples_to_label": 25,
+    "query_growth": 1.3,
+    "label_budget": 250,
+}
 RECIPES: dict[str, dict[str, Any]] = {
     "rounds of 200 steps": {},
     "rounds of 400 steps": {"batches_per_round": 400},
@@ -62,23 +70,8 @@ RECIPES: dict[str, dict[str, Any]] = {
         "batches_per_round": 400,
         "initial_pool": "network_embeddings",
     },
-    "6 growing queries, 400 steps each": {
-        "batches_per_round": 400,
-        "rounds": 6,
-        "initial_labeled_size": 50,
-        "samples_to_label": 25,
-        "query_growth": 1.3,
-        "label_budget": 250,
-    },
-    "6 growing queries, typical first images": {
-        "batches_per_round": 400,
-        "rounds": 6,
-        "initial_labeled_size": 50,
-        "initial_pool": "network_embeddings",
-        "samples_to_label": 25,
-        "query_growth": 1.3,
-        "label_budget": 250,
-    },
+    "6 growing queries, 400 steps each": GROWING,
+    "6 growing queries, typical first images": {**GROWING, "initial_pool": "network_embeddings"},
     "rounds of 400 steps, mixup": {"batches_per_round": 400},
     "rounds of 400 steps, CutMix": {"batches_per_round": 400},
     "rounds of 400 steps, strong augmentation": {
