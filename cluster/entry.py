@@ -19,7 +19,7 @@ from determined import core, pytorch
 from active_learning import ActiveLearner
 from cluster.master import Master
 from cluster.questions import AwaitingLabelsError, Questions
-from cluster.trial import ActiveLearningTrial
+from cluster.trial import ActiveLearningTrial, core_of
 from data import ImageStore
 from errors import OK, USER_ERROR, DivergedError, UserError
 from labelling.oracle import PeopleOracle
@@ -122,7 +122,7 @@ def _run(
     oracle: Oracle
     questions = None
     if hp.oracle == "people":
-        questions = Questions(context._core, master, scratch, origin)
+        questions = Questions(core_of(context), master, scratch, origin)
         checkpoint = questions.restore(checkpoint)
         oracle = questions.oracle(learner, splits)
         val, truth = oracle.labelled_validation(val), oracle.truth

@@ -36,6 +36,16 @@ from training.threads import adapt_to_other_runs, choose_threads
 logger = logging.getLogger("active_learning")
 
 
+def core_of(context: pytorch.PyTorchTrialContext) -> core.Context:
+    """The core context behind a trial's context.
+
+    Determined has no public name for it. Groups of metrics, metadata and checkpoints outside the
+    Trainer need it; all get it here.
+    """
+    found: core.Context = context._core
+    return found
+
+
 class ActiveLearningTrial(pytorch.PyTorchTrial):
     """One trial of an experiment.
 
@@ -68,9 +78,7 @@ class ActiveLearningTrial(pytorch.PyTorchTrial):
         questions: Questions | None = None,
     ) -> None:
         self.context = context
-        # Determined has no public name for the core context of a PyTorchTrialContext. Groups of
-        # metrics, metadata and checkpoints outside the Trainer need it; all use it through here.
-        self.core: core.Context = context._core
+        self.core = core_of(context)
         self.learner = learner
         self.description = description
         self.master = master
