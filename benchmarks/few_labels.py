@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from active_learning import ActiveLearner, label_round
-from benchmarks.learner_variants import CutMix, HerdingFirst, Mixup
+from benchmarks.learner_variants import CutMix, HerdingFirst, Mixup, PseudoLabels
 from benchmarks.records import read_records, write_records
 from data import ImageStore, Splits
 from errors import UserError, exit_status
@@ -81,12 +81,14 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stain_jitter": 0.2,
     },
     "rounds of 400 steps, dropout of 0.5": {"batches_per_round": 400, "dropout": 0.5},
+    "rounds of 400 steps, pseudo-labels": {"batches_per_round": 400},
     "rounds of 400 steps, three networks": {"batches_per_round": 400},
 }
 LEARNERS: dict[str, type[ActiveLearner]] = {
     "rounds of 400 steps, MaxHerding first": HerdingFirst,
     "rounds of 400 steps, mixup": Mixup,
     "rounds of 400 steps, CutMix": CutMix,
+    "rounds of 400 steps, pseudo-labels": PseudoLabels,
 }
 NETWORKS = {"rounds of 400 steps, three networks": 3}  # whose probabilities are averaged
 NO_BACKBONE = "none"

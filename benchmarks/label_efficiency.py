@@ -252,6 +252,9 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
         }
         write_atomically(file, json.dumps({"hyperparameters": settings, **machine}, indent=2))
     recorded = json.loads(file.read_text(encoding="utf-8"))["hyperparameters"]
+    # A hyperparameter that is newer than the record had the effect of its default.
+    defaults = Hyperparameters().resolved()
+    recorded = {name: defaults[name] for name in settings if name in defaults} | recorded
     for name in sorted({*recorded, *settings}):
         if recorded.get(name) != settings.get(name):
             raise UserError(

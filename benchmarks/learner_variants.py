@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -11,9 +12,12 @@ from active_learning import ActiveLearner
 from data import ImageStore
 from query_strategies import get_strategy
 from training.hyperparameters import Hyperparameters
+from training.optimisation import StepOptimizer
+from training.seeds import make_generator
 
 MIXUP_ALPHA = 0.2  # of Zhang et al. 2018 for ImageNet
 CUTMIX_ALPHA = 1.0  # of Yun et al. 2019
+GUESSED_IMAGES = 4000  # random unlabelled images, of which the surer half gets pseudo-labels
 
 
 class HerdingFirst(ActiveLearner):
@@ -67,6 +71,37 @@ class CutMix(Mixing):
         mixed[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
         self._share = 1 - (bottom - top) * (right - left) / size**2
         return mixed
+
+
+class PseudoLabels(ActiveLearner):
+    """Trains on its own guesses late in the run. Lee 2013, "Pseudo-Label".
+
+    From the middle of the last round on, half of each batch are unlabelled images, labelled as the
+    network classified them at that moment. They are the half of `GUESSED_IMAGES` whose most
+    probable class has the highest probability.
+    """
+
+    def _train_step(
+        self, backward: Callable[[Tensor], None], step_optimizer: StepOptimizer
+    ) -> None:
+        round_, batch = divmod(self.step, self.hp.batches_per_round)
+        if round_ == len(self.query_sizes) - 1 and batch == self.hp.batches_per_round // 2:
+            self._replace_half_of_batches(batch)
+        super()._train_step(backward, step_optimizer)
+
+    def _replace_half_of_batches(self, first: int) -> None:
+        """Replace half of each batch of the round, from batch `first` on."""
+        generator = make_generator(self.seed, "pseudo-labels")
+        unlabelled = self.pool.unlabelled
+        order = torch.randperm(len(unlabelled), generator=generator)
+        images = unlabelled[order[:GUESSED_IMAGES]]
+        probability, guesses = self.probabilities_of(images).max(1)
+        surest = probability.argsort(descending=True, stable=True)[: len(images) // 2]
+        self._targets = self._targets.clone()  # of the pool, which must not learn the guesses
+        self._targets[images[surest]] = guesses[surest]
+        replaced = self._batches[first:, ::2]
+        drawn = torch.randint(len(surest), replaced.shape, generator=generator)
+        replaced.copy_(images[surest][drawn])
 
 
 def _beta(alpha: float, generator: torch.Generator) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from active_learning import ActiveLearner, label_round
 from benchmarks import few_labels
-from benchmarks.learner_variants import CutMix, HerdingFirst, Mixing, Mixup
+from benchmarks.learner_variants import CutMix, HerdingFirst, Mixing, Mixup, PseudoLabels
 from benchmarks.records import read_records
 from data import Splits
 from tests.conftest import small_values
@@ -160,3 +160,31 @@ def test_first_images_by_max_herding(digits: Splits) -> None:
         for kind in (ActiveLearner, HerdingFirst)
     ]
     assert chosen[0] != chosen[1]
+
+
+def test_pseudo_labels_replace_half_of_the_late_batches(digits: Splits) -> None:
+    hp = Hyperparameters.from_mapping(small_values(batches_per_round=6))
+    learner = PseudoLabels(hp, digits.train, 0)
+    oracle = SimulatedOracle.of_trial(learner, digits.train)
+    while learner.round < len(learner.query_sizes) - 1:
+        label_round(learner, oracle)
+        learner.train()
+    label_round(learner, oracle)
+    for _ in range(3):
+        learner.train_step()
+    unlabelled = learner.pool.unlabelled
+    assert not torch.isin(learner._batches, unlabelled).any()
+    before = learner.pool.labels.clone()
+    probability, guesses = learner.probabilities_of(unlabelled).max(1)
+    learner.train_step()
+    guessed = torch.isin(learner._batches, unlabelled)
+    assert guessed[:3].sum() == 0
+    assert guessed[3:, ::2].all()
+    assert not guessed[3:, 1::2].any()
+    # All are of the surer half, and their targets are the network's guesses at that moment.
+    drawn = torch.searchsorted(unlabelled, learner._batches[3:, ::2].reshape(-1).contiguous())
+    assert float(probability[drawn].min()) >= float(probability.median())
+    assert torch.equal(learner._targets[unlabelled[drawn]], guesses[drawn])
+    assert torch.equal(learner.pool.labels, before)
+    learner.train()
+    assert learner.finished

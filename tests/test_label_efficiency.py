@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,19 @@ class TestStudy:
         error = capsys.readouterr().err
         assert error.startswith("error: hyperparameters.learning_rate: 0.1, but the runs in")
         assert error.count("\n") == 1
+
+    def test_a_hyperparameter_newer_than_the_record_had_its_default(
+        self, study: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "older"
+        shutil.copytree(study[0], folder)
+        record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        del record["hyperparameters"]["query_growth"]
+        (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
+        command = [str(folder) if part == str(study[0]) else part for part in study[1]]
+        assert label_efficiency.main(command) == 0
+        assert label_efficiency.main([*command, "hyperparameters.query_growth=2"]) == 2
+        assert "hyperparameters.query_growth: 2.0, but the runs in" in capsys.readouterr().err
 
     def test_other_ranges_are_refused(
         self, study: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
