@@ -83,6 +83,10 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rounds of 400 steps, dropout of 0.5": {"batches_per_round": 400, "dropout": 0.5},
     "rounds of 400 steps, pseudo-labels": {"batches_per_round": 400},
     "rounds of 400 steps, three networks": {"batches_per_round": 400},
+    "typical first images, three networks": {
+        "batches_per_round": 400,
+        "initial_pool": "network_embeddings",
+    },
 }
 LEARNERS: dict[str, type[ActiveLearner]] = {
     "rounds of 400 steps, MaxHerding first": HerdingFirst,
@@ -90,7 +94,8 @@ LEARNERS: dict[str, type[ActiveLearner]] = {
     "rounds of 400 steps, CutMix": CutMix,
     "rounds of 400 steps, pseudo-labels": PseudoLabels,
 }
-NETWORKS = {"rounds of 400 steps, three networks": 3}  # whose probabilities are averaged
+# Networks whose probabilities are averaged.
+NETWORKS = {"rounds of 400 steps, three networks": 3, "typical first images, three networks": 3}
 NO_BACKBONE = "none"
 AVERAGED_SHARE = 0.3  # of the last round's steps
 KEY = ("recipe", "backbone", "seed", "weights", "inference")

@@ -186,9 +186,9 @@ def _spread(rows: Sequence[dict[str, str]], column: str) -> str:
     return f"{mean(values):.3f} ± {stdev(values):.3f}"
 
 
-def recipes_for_few_labels() -> str:
+def recipes_for_few_labels(data: str) -> str:
     """Accuracy at 250 labels by recipe and way of evaluation."""
-    return few_labels.summary(read_records(RESULTS / "few_labels.csv"))
+    return few_labels.summary(read_records(RESULTS / "few_labels" / f"{data}.csv"))
 
 
 def segmentation() -> str:
@@ -248,6 +248,7 @@ STUDIES = (
     *("bloodmnist_resnet50", "bloodmnist_resnet50_margin", "pathmnist_1000_resnet50"),
     *("digits", "mednist", "pathmnist_1000"),
 )
+FEW_LABELS = ("bloodmnist", "bloodmnist_float32", "pathmnist_1000", "mednist")
 HYBRID_STUDIES = ("bloodmnist", "queries_600", "queries_1200", "near_duplicates")
 TABLES: dict[str, Callable[[], str]] = {
     "strategies": strategies,
@@ -265,7 +266,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed": speed,
     "strategy cost": strategy_cost,
     "recipe": recipe,
-    "few labels": recipes_for_few_labels,
+    **{f"few labels, {data}": partial(recipes_for_few_labels, data) for data in FEW_LABELS},
     "class balance": class_balance,
     "outliers": outliers,
     "service load": service_load,
