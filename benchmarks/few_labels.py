@@ -94,7 +94,7 @@ LEARNERS: dict[str, type[ActiveLearner]] = {
     "rounds of 400 steps, CutMix": CutMix,
     "rounds of 400 steps, pseudo-labels": PseudoLabels,
 }
-# Networks whose probabilities are averaged.
+# How many networks vote, by the mean of their probabilities; one in all other recipes.
 NETWORKS = {"rounds of 400 steps, three networks": 3, "typical first images, three networks": 3}
 NO_BACKBONE = "none"
 AVERAGED_SHARE = 0.3  # of the last round's steps
