@@ -58,18 +58,13 @@ GROWING: dict[str, Any] = {
     "query_growth": 1.3,
     "label_budget": 250,
 }
+TYPICAL_FIRST: dict[str, Any] = {"batches_per_round": 400, "initial_pool": "network_embeddings"}
 RECIPES: dict[str, dict[str, Any]] = {
     "rounds of 200 steps": {},
     "rounds of 400 steps": {"batches_per_round": 400},
     "rounds of 800 steps": {"batches_per_round": 800},
-    "rounds of 400 steps, typical first images": {
-        "batches_per_round": 400,
-        "initial_pool": "network_embeddings",
-    },
-    "rounds of 400 steps, MaxHerding first": {
-        "batches_per_round": 400,
-        "initial_pool": "network_embeddings",
-    },
+    "rounds of 400 steps, typical first images": TYPICAL_FIRST,
+    "rounds of 400 steps, MaxHerding first": TYPICAL_FIRST,
     "6 growing queries, 400 steps each": GROWING,
     "6 growing queries, typical first images": {**GROWING, "initial_pool": "network_embeddings"},
     "rounds of 400 steps, mixup": {"batches_per_round": 400},
@@ -83,10 +78,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "rounds of 400 steps, dropout of 0.5": {"batches_per_round": 400, "dropout": 0.5},
     "rounds of 400 steps, pseudo-labels": {"batches_per_round": 400},
     "rounds of 400 steps, three networks": {"batches_per_round": 400},
-    "typical first images, three networks": {
-        "batches_per_round": 400,
-        "initial_pool": "network_embeddings",
-    },
+    "typical first images, three networks": TYPICAL_FIRST,
 }
 LEARNERS: dict[str, type[ActiveLearner]] = {
     "rounds of 400 steps, MaxHerding first": HerdingFirst,
