@@ -45,7 +45,7 @@ from serving.batching import Batcher
 from serving.decoding.limits import Limits
 from serving.engine import OnnxEngine, TorchEngine
 from serving.exported import EVIDENCE, ExportedModel, read_exported, read_references
-from serving.outliers import Neighbours
+from serving.outliers import CACHED_BYTES, Neighbours
 from serving.service import Service, ServiceSettings
 from tests.conftest import ROOT
 from tools import serve
@@ -197,6 +197,33 @@ def test_neighbours_are_the_nearest() -> None:
     np.testing.assert_allclose(Neighbours(references).distances(others), expected, rtol=1e-4)
     few = Neighbours(references[:2]).distances(others)
     np.testing.assert_allclose(few, every[:, :2].mean(1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["clusters", "far clusters", "no structure", "copies"])
+def test_many_neighbours_are_the_nearest(kind: str) -> None:
+    """Lower bounds rule most references out, and never one of the nearest."""
+    generator = np.random.default_rng(0)
+    count, size = 1500, 400
+    spread = {"clusters": 3.0, "far clusters": 1000.0}.get(kind, 0.0)
+    centres = spread * generator.normal(size=(9, size))
+    points = centres[generator.integers(0, 9, count)] + generator.normal(size=(count, size))
+    if kind == "copies":
+        points = points[generator.integers(0, 100, count)]
+    references = points[:-60].astype(np.float32)
+    assert references.nbytes > CACHED_BYTES  # as few are not ruled out
+    outliers = 2000 * generator.normal(size=(5, size))
+    others = np.concatenate((points[-60:], outliers)).astype(np.float32)
+    apart = others[:, None].astype(np.float64) - references
+    expected = np.sort(np.linalg.norm(apart, axis=2), axis=1)[:, :5].mean(1)
+    np.testing.assert_allclose(
+        Neighbours(references).distances(others), expected, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_distances_of_a_broken_network_are_not_numbers() -> None:
+    references = np.random.default_rng(0).normal(size=(2000, 400)).astype(np.float32)
+    broken = np.full((1, 400), np.nan, np.float32)
+    assert np.isnan(Neighbours(references).distances(broken)).all()
 
 
 class TestActivation:
