@@ -49,6 +49,7 @@ from training.experiment_config import load, override
 from training.hyperparameters import Hyperparameters
 from training.loading import evaluated_part, load_data
 from training.oracle import Proposal, SimulatedOracle
+from training.precision import compute_dtype
 from training.seeds import make_generator
 
 RANDOM = "random"
@@ -233,7 +234,7 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
     """Read the rows in `folder`, or create the folder if it does not exist.
 
     Raises:
-        UserError: the recorded runs used other settings.
+        UserError: the recorded runs used other settings, or computed in another number type.
     """
     settings = {name: value for name, value in study.values.items() if name not in LOCAL}
     if study.originals:
@@ -241,9 +242,12 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
     if study.copies > 1:
         settings["copies"] = study.copies
     file, rows = folder / "study.json", folder / "runs.csv"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = str(compute_dtype(study.values["precision"], device)).removeprefix("torch.")
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         machine = {
+            "dtype": dtype,
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
@@ -251,7 +255,13 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
             "numpy": np.__version__,
         }
         write_atomically(file, json.dumps({"hyperparameters": settings, **machine}, indent=2))
-    recorded = json.loads(file.read_text(encoding="utf-8"))["hyperparameters"]
+    record = json.loads(file.read_text(encoding="utf-8"))
+    if record.get("dtype", dtype) != dtype:
+        raise UserError(
+            f"precision: {dtype} on this machine, but the runs in {folder} had {record['dtype']}, "
+            "which gives other figures; continue where they ran, or give another --output"
+        )
+    recorded = record["hyperparameters"]
     # A hyperparameter that is newer than the record had the effect of its default.
     defaults = Hyperparameters().resolved()
     recorded = {name: defaults[name] for name in settings if name in defaults} | recorded

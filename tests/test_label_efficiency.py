@@ -97,6 +97,19 @@ class TestStudy:
         assert label_efficiency.main([*command, "hyperparameters.query_growth=2"]) == 2
         assert "hyperparameters.query_growth: 2.0, but the runs in" in capsys.readouterr().err
 
+    def test_another_number_type_is_refused(
+        self, study: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "other machine"
+        shutil.copytree(study[0], folder)
+        record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        here = record["dtype"]
+        record["dtype"] = "float16"
+        (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
+        command = [str(folder) if part == str(study[0]) else part for part in study[1]]
+        assert label_efficiency.main(command) == 2
+        assert f"precision: {here} on this machine, but the runs" in capsys.readouterr().err
+
     def test_other_ranges_are_refused(
         self, study: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
     ) -> None:
@@ -117,7 +130,7 @@ class TestStudy:
 
     def test_versions_are_kept(self, study: tuple[Path, list[str]]) -> None:
         settings = json.loads((study[0] / "study.json").read_text(encoding="utf-8"))
-        assert {"torch", "numpy", "python", "device", "cores"} <= settings.keys()
+        assert {"torch", "numpy", "python", "device", "cores", "dtype"} <= settings.keys()
         assert not {"seed", "query_strategy", "data_dir"} & settings["hyperparameters"].keys()
 
     def test_copies_are_part_of_the_settings(
