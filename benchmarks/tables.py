@@ -246,7 +246,7 @@ MAIN_SETTINGS = (
 STUDIES = (
     *("bloodmnist", "bloodmnist_2000", "breastmnist", "pneumoniamnist"),
     *("bloodmnist_resnet50", "bloodmnist_resnet50_margin", "pathmnist_1000_resnet50"),
-    *("digits", "mednist", "pathmnist_1000"),
+    *("digits", "mednist", "mednist_full", "pathmnist_1000"),
 )
 FEW_LABELS = ("bloodmnist", "bloodmnist_float32", "pathmnist_1000", "mednist")
 HYBRID_STUDIES = ("bloodmnist", "queries_600", "queries_1200", "near_duplicates")
@@ -256,6 +256,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"accuracy, {study}": partial(accuracy, study) for study in STUDIES},
     "savings, bloodmnist": partial(savings, "bloodmnist", (0.9, 0.92, 0.94, 0.956)),
     "savings, bloodmnist_2000": partial(savings, "bloodmnist_2000", (0.9, 0.92, 0.94, 0.956)),
+    "savings, mednist_full": partial(savings, "mednist_full", (0.98, 0.99, 0.995, 0.999)),
     "frozen features": frozen,
     "hybrids, validation": partial(hybrids, "val"),
     "hybrids, test": partial(hybrids, "test"),

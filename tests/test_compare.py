@@ -99,6 +99,9 @@ class TestStatistics:
         assert np.isnan(statistics.half_width(np.array([1.0])))
         assert plus_minus(values) == "2.000 ± 12.706"
         assert plus_minus(values[:1]) == "1.000"
+        # Student's t is 4.303; a width of 0.000 would say nothing.
+        assert plus_minus(np.array([0.9990, 0.9991, 0.9992])) == "0.9991 ± 0.0002"
+        assert plus_minus(np.array([0.5, 0.5])) == "0.500 ± 0.000"
 
     def test_paired_differences(self) -> None:
         same = np.array([0.1, 0.5, 0.9])

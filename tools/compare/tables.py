@@ -121,9 +121,10 @@ def p_text(p: float | None) -> str:
 
 
 def plus_minus(values: Floats) -> str:
-    """Mean and half width of the 95 % interval over seeds, as text."""
+    """Mean and half width of the 95 % interval over seeds, as text; a narrow one to four places."""
     width = float(half_width(values))
-    return f"{values.mean():.3f}" + ("" if np.isnan(width) else f" ± {width:.3f}")
+    places = 4 if 0 < width < 0.0005 else 3
+    return f"{values.mean():.{places}f}" + ("" if np.isnan(width) else f" ± {width:.{places}f}")
 
 
 def saving_text(saving: Saving) -> str:
