@@ -98,7 +98,7 @@ def frozen() -> str:
 
 
 def hybrids(split: str) -> str:
-    """Candidates for a hybrid default compared with margin, in four studies."""
+    """Candidates for a hybrid default compared with margin, in five studies."""
     studies = [_study(name) for name in HYBRID_STUDIES]
     return markdown(difference_table(studies, split, frozen_features.MARGIN))
 
@@ -249,7 +249,9 @@ STUDIES = (
     *("digits", "mednist", "mednist_full", "pathmnist_1000"),
 )
 FEW_LABELS = ("bloodmnist", "bloodmnist_float32", "pathmnist_1000", "mednist")
-HYBRID_STUDIES = ("bloodmnist", "queries_600", "queries_1200", "near_duplicates")
+HYBRID_STUDIES = (
+    *("bloodmnist", "queries_600", "queries_1200_from_100", "queries_1200", "near_duplicates"),
+)
 TABLES: dict[str, Callable[[], str]] = {
     "strategies": strategies,
     "main settings": main_settings,
