@@ -248,7 +248,7 @@ def open_study(folder: Path, study: Study) -> list[dict[str, Any]]:
         folder.mkdir(parents=True, exist_ok=True)
         machine = {
             "dtype": dtype,
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "cores": len(os.sched_getaffinity(0)),
             "python": platform.python_version(),
             "torch": torch.__version__,

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 NEIGHBOURS = 5
 PERCENTILE = 95.0
-BLOCK_BYTES = 2**26  # of distances computed at a time
+BLOCK_BYTES = 2**26  # of distances, or of differences, computed at a time
 # References that a core's cache holds are compared one and all. More are read from memory, which
 # takes longer than computing with them, so most are ruled out first.
 CACHED_BYTES = 2**21
@@ -88,8 +88,13 @@ class Neighbours:
         self, embedding: NDArray[np.float32], chosen: NDArray[np.intp]
     ) -> NDArray[np.float32]:
         """Squared distances of one embedding [D] to the chosen references."""
-        apart = self._references[chosen] - embedding
-        return np.einsum("nd,nd->n", apart, apart)
+        squares = np.empty(len(chosen), np.float32)
+        step = max(1, BLOCK_BYTES // embedding.nbytes)
+        for start in range(0, len(chosen), step):
+            apart = self._references[chosen[start : start + step]]
+            apart -= embedding
+            np.einsum("nd,nd->n", apart, apart, out=squares[start : start + step])
+        return squares
 
 
 class Projection:
