@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 def read(folder: Path) -> list[dict[str, str]]:
     with (folder / "runs.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What study.json says of the settings and the machine."""
+    record: dict[str, Any] = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return record
+
+
+def with_record(study: tuple[Path, list[str]], folder: Path, record: dict[str, Any]) -> list[str]:
+    """Copy the study to `folder` with another study.json; returns the command that continues it."""
+    shutil.copytree(study[0], folder)
+    (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
+    return [str(folder) if part == str(study[0]) else part for part in study[1]]
 
 
 class TestStudy:
@@ -87,12 +101,9 @@ class TestStudy:
     def test_a_hyperparameter_newer_than_the_record_had_its_default(
         self, study: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder = tmp_path / "older"
-        shutil.copytree(study[0], folder)
-        record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        record = read_record(study[0])
         del record["hyperparameters"]["query_growth"]
-        (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
-        command = [str(folder) if part == str(study[0]) else part for part in study[1]]
+        command = with_record(study, tmp_path / "older", record)
         assert label_efficiency.main(command) == 0
         assert label_efficiency.main([*command, "hyperparameters.query_growth=2"]) == 2
         assert "hyperparameters.query_growth: 2.0, but the runs in" in capsys.readouterr().err
@@ -100,13 +111,9 @@ class TestStudy:
     def test_another_number_type_is_refused(
         self, study: tuple[Path, list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        folder = tmp_path / "other machine"
-        shutil.copytree(study[0], folder)
-        record = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+        record = read_record(study[0])
         here = record["dtype"]
-        record["dtype"] = "float16"
-        (folder / "study.json").write_text(json.dumps(record), encoding="utf-8")
-        command = [str(folder) if part == str(study[0]) else part for part in study[1]]
+        command = with_record(study, tmp_path / "other machine", record | {"dtype": "float16"})
         assert label_efficiency.main(command) == 2
         assert f"precision: {here} on this machine, but the runs" in capsys.readouterr().err
 
@@ -129,7 +136,7 @@ class TestStudy:
             assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
     def test_versions_are_kept(self, study: tuple[Path, list[str]]) -> None:
-        settings = json.loads((study[0] / "study.json").read_text(encoding="utf-8"))
+        settings = read_record(study[0])
         assert {"torch", "numpy", "python", "device", "cores", "dtype"} <= settings.keys()
         assert not {"seed", "query_strategy", "data_dir"} & settings["hyperparameters"].keys()
 
@@ -152,7 +159,7 @@ class TestStudy:
         assert label_efficiency.main(command) == 0
         (row,) = read(tmp_path / "part")
         assert (row["strategy"], row["labels"]) == ("random", "10 60")  # 60 images are all
-        settings = json.loads((tmp_path / "part" / "study.json").read_text(encoding="utf-8"))
+        settings = read_record(tmp_path / "part")
         assert settings["hyperparameters"]["originals"] == 30
         for number, reason in (("1260", "the pool has only 1259 images"), ("-1", "0 or more")):
             command[command.index("--originals") + 1] = number
